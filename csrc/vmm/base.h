@@ -26,7 +26,7 @@
 #define VMM_PAGE_SIZE 4096ULL
 
 #define vmm_container_of(ptr, type, member)                                    \
-    ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+    ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 static inline uint64_t
 vmm_min(uint64_t a, uint64_t b)

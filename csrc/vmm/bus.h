@@ -22,8 +22,8 @@
 /* What an op answers, and what vmm_bus_read and vmm_bus_write pass on. */
 enum vmm_bus_answer {
     VMM_BUS_DONE = 0,
-    VMM_BUS_OWNER = 1, /* done, and the owner has something to do now */
-    VMM_BUS_STOP = 2,  /* done, and the run ends here (the exit port) */
+    VMM_BUS_OWNER = 1,   /* done, and the owner has something to do now */
+    VMM_BUS_STOP = 2,    /* done, and the run ends here (the exit port) */
     VMM_BUS_OUTSIDE = 3, /* a range without ops: the caller handles it */
 };
 

@@ -97,8 +97,8 @@ int vmm_mem_write(struct vmm_mem *mem, uint64_t gpa, const void *buf,
                   uint64_t len, enum vmm_mem_who who);
 
 /* Sets the bytes to `value`; the pages are dirty. -EFAULT as above. */
-int vmm_mem_fill(struct vmm_mem *mem, uint64_t gpa, uint8_t value,
-                 uint64_t len, enum vmm_mem_who who);
+int vmm_mem_fill(struct vmm_mem *mem, uint64_t gpa, uint8_t value, uint64_t len,
+                 enum vmm_mem_who who);
 
 /* Marks the pages of a range dirty; bytes outside RAM are passed over. */
 void vmm_mem_mark(struct vmm_mem *mem, uint64_t gpa, uint64_t len);

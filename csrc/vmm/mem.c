@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mem.c - guest memory: regions, bounds, copies, dirty pages */
+#include "mem.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* No x86 processor addresses more than 52 bits of physical memory. */
+#define GPA_LIMIT (1ULL << 52)
+
+static uint64_t
+pages_to_words(uint64_t pages)
+{
+    return (pages + 63) / 64;
+}
+
+static void
+region_fini(struct vmm_region *region)
+{
+    if (region->hva)
+        munmap(region->hva, region->len);
+    if (region->fd >= 0)
+        close(region->fd);
+    free(region->dirty);
+}
+
+/* Maps the memory of a region whose gpa, len and flags are set. */
+static int
+region_init(struct vmm_region *region, const char **call)
+{
+    int map = MAP_NORESERVE | MAP_PRIVATE | MAP_ANONYMOUS;
+    int prot = PROT_READ | PROT_WRITE;
+    void *hva;
+    int err;
+
+    region->hva = NULL;
+    region->fd = -1;
+    region->dirty = calloc(pages_to_words(region->len / VMM_PAGE_SIZE), 8);
+    if (!region->dirty)
+        return -ENOMEM;
+    if (region->flags & VMM_MEM_SHARED) {
+        map = MAP_NORESERVE | MAP_SHARED;
+        *call = "memfd_create";
+        region->fd = memfd_create("pyvmm", MFD_CLOEXEC);
+        if (region->fd < 0)
+            goto fail;
+        *call = "ftruncate";
+        if (ftruncate(region->fd, (off_t)region->len))
+            goto fail;
+    }
+    *call = "mmap";
+    hva = mmap(NULL, region->len, prot, map, region->fd, 0);
+    if (hva == MAP_FAILED)
+        goto fail;
+    region->hva = hva;
+    if (region->flags & VMM_MEM_HUGE) {
+        *call = "madvise(MADV_HUGEPAGE)";
+        if (madvise(hva, region->len, MADV_HUGEPAGE))
+            goto fail;
+    }
+    return 0;
+
+fail:
+    err = -errno;
+    region_fini(region);
+    return err;
+}
+
+void
+vmm_mem_init(struct vmm_mem *mem)
+{
+    memset(mem, 0, sizeof *mem);
+}
+
+void
+vmm_mem_fini(struct vmm_mem *mem)
+{
+    for (unsigned i = 0; i < mem->count; i++)
+        region_fini(&mem->region[i]);
+    vmm_mem_init(mem);
+}
+
+int
+vmm_mem_add(struct vmm_mem *mem, uint64_t gpa, uint64_t len, uint32_t flags)
+{
+    struct vmm_region region = {.gpa = gpa, .len = len, .flags = flags};
+    unsigned at = 0;
+    int err;
+
+    if ((gpa | len) % VMM_PAGE_SIZE || !len)
+        return -EINVAL;
+    if (gpa >= GPA_LIMIT || len > GPA_LIMIT - gpa)
+        return -EINVAL;
+    if (flags & ~(VMM_MEM_READONLY | VMM_MEM_SHARED | VMM_MEM_HUGE))
+        return -EINVAL;
+    if (mem->frozen)
+        return -EBUSY;
+    if (mem->count == VMM_MEM_MAX_REGIONS)
+        return -ENOSPC;
+    while (at < mem->count && mem->region[at].gpa < gpa)
+        at++;
+    if (at < mem->count && mem->region[at].gpa - gpa < len)
+        return -EEXIST;
+    if (at > 0 && gpa - mem->region[at - 1].gpa < mem->region[at - 1].len)
+        return -EEXIST;
+
+    err = region_init(&region, &mem->call);
+    if (err)
+        return err;
+    memmove(&mem->region[at + 1], &mem->region[at],
+            (mem->count - at) * sizeof region);
+    mem->region[at] = region;
+    mem->count++;
+    return 0;
+}
+
+void
+vmm_mem_freeze(struct vmm_mem *mem)
+{
+    mem->frozen = true;
+}
+
+const struct vmm_region *
+vmm_mem_find(const struct vmm_mem *mem, uint64_t gpa)
+{
+    unsigned low = 0, high = mem->count;
+
+    while (low < high) {
+        unsigned mid = (low + high) / 2;
+        const struct vmm_region *region = &mem->region[mid];
+
+        if (gpa < region->gpa)
+            high = mid;
+        else if (gpa - region->gpa >= region->len)
+            low = mid + 1;
+        else
+            return region;
+    }
+    return NULL;
+}
+
+uint64_t
+vmm_mem_span(const struct vmm_mem *mem, uint64_t gpa, uint64_t len)
+{
+    uint64_t done = 0;
+
+    while (done < len) {
+        const struct vmm_region *region = vmm_mem_find(mem, gpa + done);
+
+        if (!region)
+            break;
+        done += vmm_min(region->len - (gpa + done - region->gpa), len - done);
+    }
+    return done;
+}
+
+static void
+region_mark(const struct vmm_region *region, uint64_t offset, uint64_t len)
+{
+    uint64_t page = offset / VMM_PAGE_SIZE;
+    uint64_t last = (offset + len - 1) / VMM_PAGE_SIZE;
+
+    /* Reading first keeps the line shared when the bit is set already. */
+    for (; page <= last; page++) {
+        uint64_t *word = &region->dirty[page / 64];
+        uint64_t bit = 1ULL << page % 64;
+
+        if (!(__atomic_load_n(word, __ATOMIC_RELAXED) & bit))
+            __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
+    }
+}
+
+void *
+vmm_mem_ptr(struct vmm_mem *mem, uint64_t gpa, uint64_t len, bool write,
+            enum vmm_mem_who who, uint64_t *out_len)
+{
+    const struct vmm_region *region = vmm_mem_find(mem, gpa);
+    uint64_t offset;
+
+    if (!region || !len)
+        return NULL;
+    if (write && who == VMM_MEM_GUEST && (region->flags & VMM_MEM_READONLY))
+        return NULL;
+    offset = gpa - region->gpa;
+    len = vmm_min(len, region->len - offset);
+    if (write)
+        region_mark(region, offset, len);
+    *out_len = len;
+    return region->hva + offset;
+}
+
+void *
+vmm_mem_map(struct vmm_mem *mem, uint64_t gpa, uint64_t len, uint64_t align,
+            bool write, enum vmm_mem_who who)
+{
+    const struct vmm_region *region = vmm_mem_find(mem, gpa);
+    uint64_t got;
+
+    if (gpa & (align - 1))
+        return NULL;
+    if (!region || region->len - (gpa - region->gpa) < len)
+        return NULL;
+    return vmm_mem_ptr(mem, gpa, len, write, who, &got);
+}
+
+/* True when all of the range is RAM and, to write, writable to `who`. */
+static bool
+range_ok(const struct vmm_mem *mem, uint64_t gpa, uint64_t len, bool write,
+         enum vmm_mem_who who)
+{
+    uint64_t done = 0;
+
+    while (done < len) {
+        const struct vmm_region *region = vmm_mem_find(mem, gpa + done);
+
+        if (!region)
+            return false;
+        if (write && who == VMM_MEM_GUEST && (region->flags & VMM_MEM_READONLY))
+            return false;
+        done += vmm_min(region->len - (gpa + done - region->gpa), len - done);
+    }
+    return true;
+}
+
+int
+vmm_mem_read(struct vmm_mem *mem, uint64_t gpa, void *buf, uint64_t len)
+{
+    uint8_t *to = buf;
+    uint64_t got;
+
+    if (!range_ok(mem, gpa, len, false, VMM_MEM_HOST))
+        return -EFAULT;
+    for (; len; len -= got, gpa += got, to += got) {
+        const void *from =
+            vmm_mem_ptr(mem, gpa, len, false, VMM_MEM_HOST, &got);
+
+        memcpy(to, from, got);
+    }
+    return 0;
+}
+
+int
+vmm_mem_write(struct vmm_mem *mem, uint64_t gpa, const void *buf, uint64_t len,
+              enum vmm_mem_who who)
+{
+    const uint8_t *from = buf;
+    uint64_t got;
+
+    if (!range_ok(mem, gpa, len, true, who))
+        return -EFAULT;
+    for (; len; len -= got, gpa += got, from += got)
+        memcpy(vmm_mem_ptr(mem, gpa, len, true, who, &got), from, got);
+    return 0;
+}
+
+int
+vmm_mem_fill(struct vmm_mem *mem, uint64_t gpa, uint8_t value, uint64_t len,
+             enum vmm_mem_who who)
+{
+    uint64_t got;
+
+    if (!range_ok(mem, gpa, len, true, who))
+        return -EFAULT;
+    for (; len; len -= got, gpa += got)
+        memset(vmm_mem_ptr(mem, gpa, len, true, who, &got), value, got);
+    return 0;
+}
+
+void
+vmm_mem_mark(struct vmm_mem *mem, uint64_t gpa, uint64_t len)
+{
+    while (len) {
+        const struct vmm_region *region = vmm_mem_find(mem, gpa);
+        uint64_t part = VMM_PAGE_SIZE - gpa % VMM_PAGE_SIZE;
+
+        if (region) {
+            part = region->len - (gpa - region->gpa);
+            region_mark(region, gpa - region->gpa, vmm_min(part, len));
+        }
+        part = vmm_min(part, len);
+        gpa += part;
+        len -= part;
+    }
+}
+
+uint64_t
+vmm_mem_take_dirty(struct vmm_mem *mem, unsigned index, uint64_t *bits)
+{
+    const struct vmm_region *region = &mem->region[index];
+    uint64_t words = pages_to_words(region->len / VMM_PAGE_SIZE);
+    uint64_t count = 0;
+
+    assert(index < mem->count);
+    for (uint64_t i = 0; i < words; i++) {
+        bits[i] = 0;
+        if (__atomic_load_n(&region->dirty[i], __ATOMIC_RELAXED))
+            bits[i] =
+                __atomic_exchange_n(&region->dirty[i], 0, __ATOMIC_RELAXED);
+        count += (uint64_t)__builtin_popcountll(bits[i]);
+    }
+    return count;
+}
