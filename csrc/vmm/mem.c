@@ -198,7 +198,7 @@ vmm_mem_map(struct vmm_mem *mem, uint64_t gpa, uint64_t len, uint64_t align,
             bool write, enum vmm_mem_who who)
 {
     const struct vmm_region *region = vmm_mem_find(mem, gpa);
-    uint64_t got;
+    uint64_t got = 0;
 
     if (gpa & (align - 1))
         return NULL;
@@ -230,7 +230,7 @@ int
 vmm_mem_read(struct vmm_mem *mem, uint64_t gpa, void *buf, uint64_t len)
 {
     uint8_t *to = buf;
-    uint64_t got;
+    uint64_t got = 0;
 
     if (!range_ok(mem, gpa, len, false, VMM_MEM_HOST))
         return -EFAULT;
@@ -248,7 +248,7 @@ vmm_mem_write(struct vmm_mem *mem, uint64_t gpa, const void *buf, uint64_t len,
               enum vmm_mem_who who)
 {
     const uint8_t *from = buf;
-    uint64_t got;
+    uint64_t got = 0;
 
     if (!range_ok(mem, gpa, len, true, who))
         return -EFAULT;
@@ -261,7 +261,7 @@ int
 vmm_mem_fill(struct vmm_mem *mem, uint64_t gpa, uint8_t value, uint64_t len,
              enum vmm_mem_who who)
 {
-    uint64_t got;
+    uint64_t got = 0;
 
     if (!range_ok(mem, gpa, len, true, who))
         return -EFAULT;
