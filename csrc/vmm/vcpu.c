@@ -259,6 +259,8 @@ decode(struct vmm_vcpu *cpu, struct vmm_exit *exit)
     const struct kvm_run *run = cpu->run;
 
     exit->kvm_reason = run->exit_reason;
+    exit->code = exit->pc = 0;
+    exit->ndata = exit->insn_len = 0;
     switch (run->exit_reason) {
     case KVM_EXIT_IO:
         cpu->unsettled = true;
@@ -349,7 +351,7 @@ vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
              * again and is seen at the next entry.
              */
             set_immediate_exit(cpu, 0);
-            __atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST);
+            exit->code = __atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST);
             exit->reason = VMM_EXIT_INTR;
             exit->kvm_reason = KVM_EXIT_INTR;
             return 0;

@@ -32,7 +32,7 @@
 
 enum vmm_exit_reason {
     VMM_EXIT_NONE,      /* settled: nothing is unfinished */
-    VMM_EXIT_INTR,      /* a kick, a tick or a signal; kicks are consumed */
+    VMM_EXIT_INTR,      /* a kick (code 1; consumed), a tick or a signal */
     VMM_EXIT_ACCESS,    /* for the caller: `range` has no ops. Answer reads */
     VMM_EXIT_UNCLAIMED, /* nobody's. Answer reads or end the run */
     VMM_EXIT_OWNER,     /* done in C; the owner of `range` has work to do */
