@@ -29,7 +29,7 @@ struct vmm_mem;
 
 #define VMM_ELF_MAX_SEGMENTS 64
 #define VMM_ELF_MAX_SYMBOLS  (1U << 20)
-#define VMM_ELF_MAX_NAME     4096 /* longer symbols are passed over */
+#define VMM_ELF_MAX_NAME     1024 /* longer symbols are passed over */
 
 struct vmm_elf_segment {
     unsigned index; /* in the file's program headers, as in `readelf -l` */
@@ -66,7 +66,7 @@ struct vmm_elf {
     struct vmm_elf_segment segment[VMM_ELF_MAX_SEGMENTS]; /* file order */
     unsigned segments;
 
-    struct vmm_elf_symbol *symbol; /* sorted by addr; the preferred last */
+    struct vmm_elf_symbol *symbol; /* sorted by addr */
     uint32_t symbols;
     uint32_t *by_name; /* indices of symbols; the preferred first */
     struct vmm_elf_range *range;
