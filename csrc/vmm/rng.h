@@ -59,10 +59,10 @@ struct vmm_rng {
     bool dry;   /* a chain waits for bytes of the pool */
     bool ended; /* the source has no more */
 
-    /* The rate limit: a bucket of tokens, one a byte. */
+    /* The rate limit: a bucket that fills with time. */
     uint64_t rate; /* bytes a second, 0: none */
     uint64_t burst;
-    uint64_t tokens;
+    uint64_t tokens; /* billionths of a byte */
     uint64_t refilled_ns;
 
     uint64_t bytes;    /* given to the guest */
@@ -86,8 +86,8 @@ void vmm_rng_fini(struct vmm_rng *rng);
  */
 int vmm_rng_external(struct vmm_rng *rng, uint64_t pool_size);
 
-/* How many bytes the device wants now: 0 when no chain waits for them or the
- * source has ended, else the free room of the pool. */
+/* How many bytes the device wants now: 0 when no chain waits for them, else
+ * the size of the pool. */
 uint64_t vmm_rng_wanted(struct vmm_rng *rng);
 
 /*
@@ -99,7 +99,7 @@ uint64_t vmm_rng_feed(struct vmm_rng *rng, const void *buf, uint64_t len);
 /*
  * No more than `rate` bytes a second on average and `burst` at once (0: a tenth
  * of a second's); what exceeds it waits. The bucket starts full. A rate of 0
- * lifts the limit. -EINVAL: above 2^40.
+ * lifts the limit. -EINVAL: either above 2^32.
  */
 int vmm_rng_limit(struct vmm_rng *rng, uint64_t rate, uint64_t burst);
 

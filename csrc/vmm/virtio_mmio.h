@@ -34,8 +34,9 @@
  * caller's runs vmm_virtio_mmio_serve; a register write that arrives all the
  * same rings the doorbell.
  *
- * Threads: any. `lock` is held around each register access and around queue
- * processing, so around every op; an op must not take it. Functions marked
+ * Threads: any. `lock` is held around register accesses (but for the interrupt
+ * registers and the ringing of the doorbell) and around queue processing, so
+ * around every op; an op must not take it. Functions marked
  * (locked) are for ops and for whoever holds `lock`; the others take it
  * themselves. Fields are read under the lock too; those before the first access
  * of the guest are set by the owner without.
@@ -108,25 +109,26 @@ struct vmm_virtio_mmio {
 
     /* The driver's view. */
     uint32_t status;
-    uint32_t interrupt_status;
+    uint32_t interrupt_status; /* atomic */
     uint32_t config_generation;
     uint64_t driver_features; /* final once FEATURES_OK is set */
+    bool alien_features;      /* accepted a bit above 63 */
     uint32_t features_sel;
     uint32_t driver_features_sel;
     uint32_t queue_sel;
     uint64_t early; /* queues notified before DRIVER_OK, a bit each */
 
-    /* Set by ops: work is left that waits for this moment of CLOCK_MONOTONIC
-     * alone, 0 for none. The owner of an inline device calls
-     * vmm_virtio_mmio_process then; serve does so by itself. Cleared before
-     * each round of ops and by a reset. */
+    /* Set and cleared by notify ops: work is left that waits for nothing but
+     * this moment of CLOCK_MONOTONIC, 0 for none. The owner of an inline
+     * device calls vmm_virtio_mmio_process then, which clears it and calls
+     * them all; serve does so by itself. A reset clears it. */
     uint64_t due_ns;
 
     const char *fault;      /* why NEEDS_RESET is set; NULL when it is not */
     uint64_t faults;        /* times NEEDS_RESET was set */
     uint64_t odd;           /* accesses that no driver makes: size, alignment */
-    uint64_t notifications; /* that reached us: not those muted or, with a
-                               doorbell, merged */
+    uint64_t notifications; /* at the register or, with a doorbell,
+                               rings, which merge several */
     uint64_t interrupts;    /* raised */
 };
 
@@ -168,7 +170,7 @@ int vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd);
 /*
  * Changes configuration bytes: copies `len` bytes to config + offset, counts
  * the generation and, when the device is live, interrupts the driver. -EINVAL
- * when they are not inside config_len.
+ * when there are none or they are not inside config_len.
  */
 int vmm_virtio_mmio_config_set(struct vmm_virtio_mmio *dev, uint32_t offset,
                                const void *buf, uint32_t len);

@@ -84,6 +84,7 @@ struct vmm_segment {
  */
 struct vmm_chain {
     uint16_t head;
+    uint16_t index;        /* in the available ring, for vmm_virtq_unpop */
     uint32_t descs;        /* descriptors walked, empty ones as well */
     unsigned readable;     /* seg[0 .. readable) are to be read */
     unsigned writable;     /* the next `writable` ones to be written */
@@ -147,9 +148,9 @@ void vmm_virtq_reset(struct vmm_virtq *vq);
 
 /*
  * Takes the next chain off the available ring into `chain`, which must not be
- * in flight. 1: taken. 0: there is none, or the queue is not ready. -EPROTO:
- * the queue is broken, now or before. -ENOMEM: the segments found no memory;
- * nothing has changed.
+ * in flight (a stale one is dropped). 1: taken. 0: there is none, or the queue
+ * is not ready. -EPROTO: the queue is broken, now or before. -ENOMEM: the
+ * segments found no memory; nothing has changed.
  *
  * Pages of writable segments are marked dirty here. Whoever writes into one
  * after guest memory may have been saved marks them again (vmm_mem_mark).
@@ -157,12 +158,13 @@ void vmm_virtq_reset(struct vmm_virtq *vq);
 int vmm_virtq_pop(struct vmm_virtq *vq, struct vmm_chain *chain);
 
 /*
- * Gives the `n` chains popped last back: they will be popped again, in the same
- * order. None of them may have been pushed nor any chain pushed since they
- * were popped; the caller drops them (vmm_chain_drop). Ignored when the queue
- * is not ready. A broken queue keeps -EPROTO.
+ * Gives back a chain that was popped and not worked on: it will be the next to
+ * be popped. Several go back the other way round, the last one popped first.
+ * The chain is no longer in flight. -ESTALE: it was not in flight in this life
+ * of the queue. -EINVAL: one that was popped after it has not been given back;
+ * nothing has changed.
  */
-void vmm_virtq_unpop(struct vmm_virtq *vq, unsigned n);
+int vmm_virtq_unpop(struct vmm_virtq *vq, struct vmm_chain *chain);
 
 /*
  * Returns a chain to the driver through the used ring, `written` bytes of its
