@@ -9,6 +9,7 @@
 #ifndef GUEST_INTERRUPT_H
 #define GUEST_INTERRUPT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What was interrupted. A handler may change it: returning goes there. */
@@ -40,10 +41,10 @@ void interrupt_handler(unsigned vector,
 #ifdef __i386__
 
 /*
- * Calls `handler` on each rising edge of an IOAPIC line, 1 to 23. Returns
- * false when the machine has no interrupt controller or no such line.
+ * Calls `handler` with `data` on each rising edge of an IOAPIC line, 1 to 23.
+ * Returns false when there is no interrupt controller or no such line.
  */
-bool irq_request(unsigned line, void (*handler)(unsigned line));
+bool irq_request(unsigned line, void (*handler)(void *data), void *data);
 
 void irq_release(unsigned line);
 

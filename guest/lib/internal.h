@@ -3,12 +3,15 @@
 #ifndef GUEST_INTERNAL_H
 #define GUEST_INTERNAL_H
 
-/* Selectors of start.S. In 64-bit code the last two bits are the ring. */
+/*
+ * Selectors of start.S. Those of ring 3 are Linux's: a host that runs ring 3
+ * as one of its own processes may show those whatever the guest asked for.
+ */
 #define SELECTOR_CODE      0x08
 #define SELECTOR_DATA      0x10
-#define SELECTOR_USER_DATA 0x1b
-#define SELECTOR_USER_CODE 0x23
-#define SELECTOR_TSS       0x28
+#define SELECTOR_USER_DATA 0x2b
+#define SELECTOR_USER_CODE 0x33
+#define SELECTOR_TSS       0x38
 
 #define PVH_MAGIC 0x336ec578
 

@@ -73,7 +73,11 @@ interrupt_dispatch(struct interrupt_frame *frame)
 #define LAPIC_LINT0    0x350
 #define LAPIC_MASKED   0x10000
 
-static void (*line_handlers[LINES])(unsigned line);
+static struct {
+    void (*handler)(void *data);
+    void *data;
+} lines[LINES];
+
 static bool controllers_ready;
 
 static void
@@ -89,8 +93,8 @@ handle_line(struct interrupt_frame *frame)
     unsigned line = (unsigned)frame->vector - LINE_VECTOR;
 
     write32(LAPIC_BASE + LAPIC_EOI, 0);
-    if (line_handlers[line])
-        line_handlers[line](line);
+    if (lines[line].handler)
+        lines[line].handler(lines[line].data);
 }
 
 /* A spurious interrupt: no EOI, nothing to do. */
@@ -101,7 +105,7 @@ handle_spurious(struct interrupt_frame *frame)
 }
 
 bool
-irq_request(unsigned line, void (*handler)(unsigned line))
+irq_request(unsigned line, void (*handler)(void *data), void *data)
 {
     if (!start_info->ioapic_base || line == 0 || line >= LINES)
         return false;
@@ -112,7 +116,8 @@ irq_request(unsigned line, void (*handler)(unsigned line))
         write32(LAPIC_BASE + LAPIC_SPURIOUS, LAPIC_ENABLED | SPURIOUS_VECTOR);
         controllers_ready = true;
     }
-    line_handlers[line] = handler;
+    lines[line].handler = handler;
+    lines[line].data = data;
     handlers[LINE_VECTOR + line] = handle_line;
     /* Fixed delivery, edge, active high, to this CPU alone. */
     ioapic_write(IOAPIC_ENTRY(line) + 1,
@@ -124,9 +129,9 @@ irq_request(unsigned line, void (*handler)(unsigned line))
 void
 irq_release(unsigned line)
 {
-    assert(line < LINES && line_handlers[line]);
+    assert(line < LINES && lines[line].handler);
     ioapic_write(IOAPIC_ENTRY(line), IOAPIC_MASKED);
-    line_handlers[line] = NULL;
+    lines[line].handler = NULL;
 }
 
 void

@@ -13,10 +13,10 @@
 #define MICROVM_VIRTIO_COUNT 24
 #define VIRTIO_DEVICE_ID     0x8
 
-#define MEMORY_MAX       16
-#define PVH_MEMORY_RAM   1
-#define PAGE_MASK        0xfffULL
-#define FOUR_GIB         0x100000000ULL
+#define MEMORY_MAX     16
+#define PVH_MEMORY_RAM 1
+#define PAGE_MASK      0xfffULL
+#define FOUR_GIB       0x100000000ULL
 
 /* Xen's struct hvm_start_info and hvm_memmap_table_entry. */
 struct pvh_info {

@@ -31,8 +31,14 @@ void
 exit(uint32_t status)
 {
     console_flush();
-    for (;;)
-        outl(EXIT_PORT, status);
+    outl(EXIT_PORT, status);
+    for (;;) { /* the host let us go on: nothing can come after */
+#ifdef __i386__
+        __asm__ volatile("cli; hlt");
+#else
+        cpu_relax();
+#endif
+    }
 }
 
 void
@@ -40,7 +46,9 @@ panic(const char *format, ...)
 {
     va_list args;
 
+#ifdef __i386__
     __asm__ volatile("cli");
+#endif
     va_start(args, format);
     print("panic: ");
     vprint(format, args);

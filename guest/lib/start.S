@@ -133,6 +133,7 @@ gdt:
     .quad 0
     .quad 0x00af9b000000ffff    /* code, 64-bit */
     .quad 0x00cf93000000ffff    /* data */
+    .quad 0, 0                  /* so that ring 3 has Linux's selectors */
     .quad 0x00cff3000000ffff    /* data, ring 3 */
     .quad 0x00affb000000ffff    /* code, 64-bit, ring 3 */
 gdt_tss:
