@@ -4,10 +4,12 @@
  *
  * A file that opens is loaded, and then the answers must hang together: every
  * symbol is found by its name, and no look-up by address answers with a symbol
- * that starts after it. RAM is small, so that a case is quick.
+ * that starts after it. RAM is small, so that a case is quick. The file ends
+ * where a page without access begins: libelf is not instrumented.
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "elf_image.h"
 #include "vmm/elf.h"
@@ -32,6 +34,26 @@ LLVMFuzzerCustomMutator(uint8_t *data, size_t len, size_t max, unsigned seed)
         }
     }
     return LLVMFuzzerMutate(data, len, max);
+}
+
+/* A copy that ends at a guard page; there is one at a time. */
+static const uint8_t *
+guarded(const uint8_t *data, size_t len)
+{
+    static uint8_t *end;
+    const size_t room = 1 << 20;
+
+    if (len > room)
+        abort();
+    if (!end) {
+        end = mmap(NULL, room + 4096, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (end == MAP_FAILED || mprotect(end + room, 4096, PROT_NONE))
+            abort();
+        end += room;
+    }
+    memcpy(end - len, data, len);
+    return end - len;
 }
 
 static void
@@ -66,7 +88,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (vmm_mem_add(&mem, 0x100000, 0x2000, VMM_MEM_READONLY) ||
         vmm_mem_add(&mem, 0x102000, 0x2000, 0))
         abort();
-    if (!vmm_elf_open(&elf, data, len)) {
+    if (!vmm_elf_open(&elf, guarded(data, len), len)) {
         if (vmm_elf_load(&elf, &mem) && !*elf.error)
             abort();
         check_symbols(&elf);
