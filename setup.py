@@ -69,7 +69,7 @@ class BuildScripts(build_scripts):
         customize_compiler(compiler)
         objects = compiler.compile(
             list(self.scripts),
-            output_dir=self.build_dir,
+            output_dir=self.build_dir + "-objects",
             extra_postargs=COMPILE + embed["includes"]() + embed["defines"](),
         )
         compiler.link_executable(
