@@ -15,7 +15,7 @@
 #define TOKEN     1000000000ULL
 #define LIMIT_MAX (1ULL << 32)
 
-/* What walking a descriptor costs, in bytes of getrandom. */
+/* What a look at the queue or walking a descriptor costs, in bytes. */
 #define DESC_COST 64
 
 /* How long to leave a queue alone for which the host had no memory. */
@@ -209,8 +209,11 @@ static enum filled
 complete_chain(struct vmm_rng *rng, uint64_t now_ns, int64_t *work,
                bool resumed)
 {
-    enum filled filled = fill_chain(rng, now_ns, work, resumed);
+    enum filled filled;
 
+    if (!resumed)
+        *work -= DESC_COST * (int64_t)rng->chain.descs;
+    filled = fill_chain(rng, now_ns, work, resumed);
     if (filled != COMPLETE)
         return filled;
     vmm_virtio_mmio_push(&rng->mmio, 0, &rng->chain,
@@ -247,7 +250,7 @@ work_on_queue(struct vmm_rng *rng, uint64_t now_ns)
             rng->mmio.due_ns = vmm_now_ns() + RETRY_NS;
         if (ret < 0 || (ret == 0 && !vmm_virtq_notify_on(vq)))
             break;
-        work -= DESC_COST * (1 + (int64_t)rng->chain.descs);
+        work -= DESC_COST;
         if (ret > 0)
             filled = complete_chain(rng, now_ns, &work, false);
     }
