@@ -57,5 +57,20 @@ void irq_release(unsigned line);
  */
 void irq_wait(void);
 
+#else
+
+/* Ring 3 takes no interrupts. */
+static inline bool
+irq_request(unsigned line, void (*handler)(void *data), void *data)
+{
+    (void)line, (void)handler, (void)data;
+    return false;
+}
+
+static inline void
+irq_wait(void)
+{
+}
+
 #endif
 #endif

@@ -41,12 +41,13 @@
 extern const struct start_info *start_info;
 
 /*
- * Output. Collected and written out at the end of a line, when the buffer is
- * full, when input is read, by console_flush() and at the end: as few exits
- * as possible.
+ * Output. Collected, and written out when a piece of it ends in a newline, when
+ * the buffer is full, when input is read, by console_flush() and at the end:
+ * as few exits as possible.
  */
 void putchar(char c);
 void puts(const char *s); /* and a newline */
+void console_write(const char *s, size_t len);
 void console_flush(void);
 
 /*

@@ -76,8 +76,9 @@ struct virtq_used_elem {
 
 struct virtio_device {
     uintptr_t base;
-    unsigned line; /* of the IOAPIC, 0: no interrupt */
-    uint64_t features;
+    unsigned line;     /* of the IOAPIC, 0: no interrupt */
+    uint32_t status;   /* the bits that the driver has set */
+    uint64_t features; /* negotiated */
 };
 
 /*

@@ -6,7 +6,7 @@
 
 unsigned console_width = 4;
 
-static char buffer[256];
+static char buffer[256] __attribute__((aligned(4)));
 static unsigned used;
 
 void
@@ -18,12 +18,8 @@ console_flush(void)
      * KVM ends `rep outsb` once per byte, so four bytes at a time is the
      * cheapest way out that the port has.
      */
-    for (; console_width >= 4 && used - i >= 4; i += 4) {
-        uint32_t word;
-
-        memcpy(&word, buffer + i, 4);
-        outl(CONSOLE_PORT_DATA, word);
-    }
+    for (; console_width >= 4 && used - i >= 4; i += 4)
+        outl(CONSOLE_PORT_DATA, *(const uint32_t *)(buffer + i));
     for (; i < used; i++)
         outb(CONSOLE_PORT_DATA, (uint8_t)buffer[i]);
     used = 0;
@@ -38,10 +34,29 @@ putchar(char c)
 }
 
 void
+console_write(const char *s, size_t len)
+{
+    bool line = len && s[len - 1] == '\n';
+
+    while (len) {
+        size_t n = sizeof(buffer) - used;
+
+        n = n < len ? n : len;
+        memcpy(buffer + used, s, n);
+        used += (unsigned)n;
+        s += n;
+        len -= n;
+        if (used == sizeof(buffer))
+            console_flush();
+    }
+    if (line)
+        console_flush();
+}
+
+void
 puts(const char *s)
 {
-    while (*s)
-        putchar(*s++);
+    console_write(s, strlen(s));
     putchar('\n');
 }
 

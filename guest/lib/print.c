@@ -2,9 +2,12 @@
 /* print.c - formatted output without libgcc: no 64-bit division by operator */
 #include <runtime.h>
 
+#define DIGITS_MAX 32 /* that zeros fill up to; 2^64 has 20 */
+
 struct spec {
     bool left;
     bool zero;
+    bool upper;
     unsigned width;
 };
 
@@ -22,45 +25,44 @@ divide(uint64_t *value, uint32_t base)
 }
 
 static void
-pad(char c, unsigned width, unsigned used)
-{
-    for (; used < width; used++)
-        putchar(c);
-}
-
-static void
 put_text(const char *s, unsigned len, const struct spec *spec)
 {
     if (!spec->left)
-        pad(' ', spec->width, len);
-    for (unsigned i = 0; i < len; i++)
-        putchar(s[i]);
+        for (unsigned i = len; i < spec->width; i++)
+            putchar(' ');
+    console_write(s, len);
     if (spec->left)
-        pad(' ', spec->width, len);
+        for (unsigned i = len; i < spec->width; i++)
+            putchar(' ');
 }
 
 static void
-put_number(uint64_t value, uint32_t base, bool negative, bool upper,
-           struct spec *spec)
+put_number(uint64_t value, uint32_t base, bool negative,
+           const struct spec *spec)
 {
-    const char *digits = upper ? "0123456789ABCDEF" : "0123456789abcdef";
-    char text[24];
-    char *p = text + sizeof(text);
+    char text[DIGITS_MAX + 1];
+    char *end = text + sizeof(text), *p = end;
+    unsigned zeros = spec->zero && !spec->left ? spec->width : 1;
 
-    do
-        *--p = digits[divide(&value, base)];
-    while (value);
-    if (spec->zero && !spec->left) {
-        if (negative) {
-            putchar('-');
-            spec->width -= spec->width != 0;
+    zeros -= negative && zeros > 1;
+    if (zeros > DIGITS_MAX)
+        zeros = DIGITS_MAX;
+    while (value) {
+        unsigned digit;
+
+        if (base == 16) {
+            digit = value & 15;
+            value >>= 4;
+        } else {
+            digit = divide(&value, base);
         }
-        pad('0', spec->width, (unsigned)(text + sizeof(text) - p));
-        spec->width = 0;
-    } else if (negative) {
-        *--p = '-';
+        *--p = (spec->upper ? "0123456789ABCDEF" : "0123456789abcdef")[digit];
     }
-    put_text(p, (unsigned)(text + sizeof(text) - p), spec);
+    while ((unsigned)(end - p) < zeros)
+        *--p = '0';
+    if (negative)
+        *--p = '-';
+    put_text(p, (unsigned)(end - p), spec);
 }
 
 void
@@ -68,13 +70,15 @@ vprint(const char *format, va_list args)
 {
     for (; *format; format++) {
         const char *start = format;
-        struct spec spec = {false, false, 0};
+        struct spec spec = {false, false, false, 0};
         unsigned longs = 0;
         uint64_t value;
         char c;
 
         if (*format != '%') {
-            putchar(*format);
+            while (format[1] && format[1] != '%')
+                format++;
+            console_write(start, (size_t)(format + 1 - start));
             continue;
         }
         for (format++; *format == '0' || *format == '-'; format++) {
@@ -101,7 +105,7 @@ vprint(const char *format, va_list args)
             else
                 n = va_arg(args, int32_t);
             value = n < 0 ? -(uint64_t)n : (uint64_t)n;
-            put_number(value, 10, n < 0, false, &spec);
+            put_number(value, 10, n < 0, &spec);
             break;
         }
         case 'u':
@@ -111,15 +115,14 @@ vprint(const char *format, va_list args)
                 value = va_arg(args, uint64_t);
             else
                 value = va_arg(args, uint32_t);
-            put_number(value, *format == 'u' ? 10 : 16, false, *format == 'X',
-                       &spec);
+            spec.upper = *format == 'X';
+            put_number(value, *format == 'u' ? 10 : 16, false, &spec);
             break;
         case 'p':
-            print("0x");
+            console_write("0x", 2);
             spec.zero = true;
             spec.width = 8;
-            put_number((uintptr_t)va_arg(args, void *), 16, false, false,
-                       &spec);
+            put_number((uintptr_t)va_arg(args, void *), 16, false, &spec);
             break;
         case 's': {
             const char *s = va_arg(args, const char *);
@@ -136,9 +139,8 @@ vprint(const char *format, va_list args)
             putchar('%');
             break;
         default:
-            while (start < format)
-                putchar(*start++);
-            format--; /* print what stopped us in the usual way */
+            console_write(start, (size_t)(format - start));
+            format--; /* what stopped us is printed in the usual way */
         }
     }
 }

@@ -5,7 +5,6 @@
 #include <interrupt.h>
 #include <rng.h>
 
-#ifdef __i386__
 static void
 handle_interrupt(void *data)
 {
@@ -14,7 +13,6 @@ handle_interrupt(void *data)
     virtio_interrupt(&rng->dev);
     rng->interrupts++;
 }
-#endif
 
 const char *
 rng_open(struct rng *rng, bool interrupts)
@@ -26,13 +24,8 @@ rng_open(struct rng *rng, bool interrupts)
     if (!virtqueue_init(&rng->vq, &rng->dev, 0, VIRTQUEUE_MAX, interrupts))
         return "the device has no queue";
     rng->interrupts = 0;
-#ifdef __i386__
     if (interrupts && !irq_request(rng->dev.line, handle_interrupt, rng))
-        return "the device has no interrupt";
-#else
-    if (interrupts)
-        return "ring 3 takes no interrupts";
-#endif
+        return "no interrupt of the device can be taken";
     virtio_ready(&rng->dev);
     return NULL;
 }

@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: 0BSD */
-/* string.c - memory by string instructions, strings by plain loops */
+/*
+ * string.c - memory and strings
+ *
+ * By string instructions where there is one: where a host interprets ring 0
+ * they cost a fraction of a loop.
+ */
 #include <string.h>
 
 void *
@@ -49,13 +54,14 @@ memcmp(const void *a, const void *b, size_t len)
 size_t
 strlen(const char *s)
 {
-    const char *p = s;
+    const char *end = s;
+    size_t left = (size_t)-1;
 
-    while (*p) {
-        p++;
-        __asm__ volatile("" : "+r"(p)); /* or this becomes strlen() */
-    }
-    return (size_t)(p - s);
+    __asm__ volatile("repne scasb"
+                     : "+D"(end), "+c"(left)
+                     : "a"(0)
+                     : "cc", "memory");
+    return (size_t)(end - s) - 1;
 }
 
 int

@@ -20,10 +20,10 @@ reg_write(const struct virtio_device *dev, unsigned offset, uint32_t value)
 }
 
 static void
-status_add(const struct virtio_device *dev, uint32_t bits)
+status_add(struct virtio_device *dev, uint32_t bits)
 {
-    reg_write(dev, VIRTIO_MMIO_STATUS,
-              reg_read(dev, VIRTIO_MMIO_STATUS) | bits);
+    dev->status |= bits;
+    reg_write(dev, VIRTIO_MMIO_STATUS, dev->status);
 }
 
 bool
@@ -50,6 +50,7 @@ virtio_start(struct virtio_device *dev, uint64_t features)
 {
     uint64_t offered;
 
+    dev->status = 0;
     reg_write(dev, VIRTIO_MMIO_STATUS, 0);
     while (reg_read(dev, VIRTIO_MMIO_STATUS) != 0)
         cpu_relax(); /* the reset ends when the device says so: 2.4.1 */
@@ -250,42 +251,40 @@ virtqueue_pending(const struct virtqueue *vq)
 int
 virtqueue_take(struct virtqueue *vq, uint32_t *written)
 {
-    struct virtq_used_elem elem;
+    const struct virtq_used_elem *elem;
     unsigned count = 1;
     unsigned last;
 
     if (!virtqueue_pending(vq))
         return -1;
     barrier(); /* the entry is read after the index that covers it */
-    memcpy(&elem, &vq->used[2 + 4 * (vq->used_next & (vq->size - 1))],
-           sizeof(elem));
+    elem = (const struct virtq_used_elem *)&vq
+               ->used[2 + 4 * (vq->used_next & (vq->size - 1))];
     vq->used_next++;
-    if (elem.id >= vq->size)
+    if (elem->id >= vq->size)
         panic("virtqueue %u: the device returned descriptor %u of %u",
-              vq->index, elem.id, vq->size);
+              vq->index, elem->id, vq->size);
 
-    for (last = elem.id; vq->desc[last].flags & VIRTQ_DESC_F_NEXT; count++)
+    for (last = elem->id; vq->desc[last].flags & VIRTQ_DESC_F_NEXT; count++)
         last = vq->desc[last].next;
     vq->desc[last].next = vq->free_head;
-    vq->free_head = (uint16_t)elem.id;
+    vq->free_head = (uint16_t)elem->id;
     vq->free_count = (uint16_t)(vq->free_count + count);
     ask_for_interrupts(vq);
-    *written = elem.len;
-    return (int)elem.id;
+    *written = elem->len;
+    return (int)elem->id;
 }
 
 int
 virtqueue_wait(struct virtqueue *vq, uint32_t *written)
 {
     for (unsigned spins = 1; !virtqueue_pending(vq); spins++) {
-#ifdef __i386__
         if (vq->interrupts) {
             irq_wait();
             if (!virtqueue_pending(vq) && virtio_broken(vq->dev))
                 return -1;
             continue;
         }
-#endif
         cpu_relax();
         if (spins % SPINS_PER_LOOK == 0 && virtio_broken(vq->dev))
             return -1;
