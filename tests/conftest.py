@@ -17,8 +17,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--sanitized",
         action="store_true",
-        help="the extension has sanitizers: leave out what cannot run so",
+        help="stop unless the extension is the one with sanitizers",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--sanitized"):
+        from pyvmm import _vmm
+
+        if Path(_vmm.__file__).resolve() != ROOT / "build/san/_vmm.so":
+            pytest.exit(f"not sanitized: {_vmm.__file__}", returncode=3)
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +39,3 @@ def root() -> Path:
 def core(pytestconfig: pytest.Config) -> Path:
     """The build tree that --core names."""
     return ROOT / pytestconfig.getoption("--core")
-
-
-@pytest.fixture
-def plain(pytestconfig: pytest.Config) -> None:
-    """For tests of what is built beside, which `make test` has run already."""
-    if pytestconfig.getoption("--sanitized"):
-        pytest.skip("not about the sanitized extension")

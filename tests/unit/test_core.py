@@ -11,7 +11,6 @@ PROGRAMS = sorted(
 )
 
 
-@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_core(name: str, core: Path, root: Path) -> None:
     done = subprocess.run(

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("plain")
-
 LEFT_OUT = (".git", ".venv", "build", "dist", "*.egg-info", "*.so", ".*_cache")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
