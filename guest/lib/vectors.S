@@ -14,7 +14,8 @@ interrupt_stubs:
     .set vector, 0
     .rept 256
     .balign 16
-    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || \
+          vector == 21 || vector == 29 || vector == 30)
     push $0                     /* where the CPU pushes no error code */
     .endif
     push $vector
