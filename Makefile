@@ -15,6 +15,7 @@ include csrc/flags.mk
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += --no-print-directory -j$(shell nproc)
 endif
+.DEFAULT_GOAL := build
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -26,7 +27,7 @@ CORE := $(patsubst csrc/vmm/%.c,$(B)/obj/vmm/%.o,$(wildcard csrc/vmm/*.c))
 BINDING := $(patsubst csrc/py/%.c,$(B)/obj/py/%.o,$(wildcard csrc/py/*.c))
 C_TESTS := $(patsubst tests/c/%.c,$(B)/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/c/%.c,$(B)/%,$(wildcard tests/c/fuzz_*.c))
-GUESTS := $(if $(wildcard guest/Makefile),guests)
+METADATA := pyvmm_kvm.egg-info/PKG-INFO
 
 # V=1 shows whole commands.
 say = $(if $(V),,@echo '  $(1) $@';)
@@ -46,7 +47,7 @@ test: build tests-c ## set up, build, and pass all tests (T= for pytest)
 .PHONY: setup build core tests-c ctest ext launcher guests
 setup: $(SETUP) ## Debian packages (as root) and .venv
 
-build: core ext launcher $(GUESTS) ## core, extension, launcher, guests
+build: core ext launcher guests $(METADATA) ## all that is compiled
 
 core: $(B)/libvmm.a ## the core as a static library
 
@@ -137,7 +138,13 @@ fuzzers: $(FUZZERS)
 SANITIZE := -U_FORTIFY_SOURCE -fno-omit-frame-pointer \
     -fno-sanitize-recover=undefined -fsanitize=address,undefined
 
-$(SETUP): tools/setup tools/requirements.txt
+# Changes when its words do, and what depends on it is then made anew.
+remember = @mkdir -p $(@D); echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
+
+build/interpreter: FORCE
+	$(call remember,$(PYTHON))
+
+$(SETUP): tools/setup tools/requirements.txt build/interpreter
 	@tools/setup $(PYTHON)
 	@touch $@
 
@@ -147,10 +154,8 @@ build/python.stamp: csrc/launcher/embed.py $(SETUP)
 	@$(VENV)/python3 $< $(@D)/python
 	@touch $@
 
-# Changes when the command line does, and then everything is compiled anew.
 $(B)/flags: FORCE
-	@mkdir -p $(@D)
-	@echo '$(COMPILE)' | cmp -s - $@ || echo '$(COMPILE)' >$@
+	$(call remember,$(COMPILE))
 FORCE:
 
 # The core is compiled without Python's headers in reach.
@@ -169,6 +174,11 @@ $(B)/libvmm.a: $(CORE)
 $(B)/_vmm.so: $(BINDING) $(B)/libvmm.a
 	$(call say,ld)$(CC) -shared $(SAN) -o $@ $^ $(C_LIBS)
 	@[ $(B) != build ] || { rm -f pyvmm/_vmm.*so; cp $@ pyvmm/_vmm.so; }
+
+# How a checkout shows installed distributions what it is (entry points).
+$(METADATA): setup.py pyproject.toml pyvmm/__init__.py $(SETUP)
+	@$(VENV)/python3 setup.py -q egg_info
+	@touch $@
 
 $(B)/pyvmm: csrc/launcher/main.c $(B)/flags build/python.stamp
 	$(call say,cc)$(COMPILE) @build/python/includes @build/python/defines -o $@ $< \
