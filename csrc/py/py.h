@@ -7,9 +7,9 @@
  * converts, releases the GIL where the core may wait, calls one core function
  * and converts back.
  *
- * References point one way: VCPU -> VM -> KVM, Memory; VirtioMMIO -> Memory;
- * Bus ranges -> devices. So VM, Bus and whatever holds a callable support the
- * cycle collector.
+ * References point one way: VCPU, Bus -> VM -> KVM, Memory, devices on its
+ * buses; VirtioMMIO -> Memory. So VM, Bus and whatever holds a callable support
+ * the cycle collector.
  *
  * Guest RAM lives until its last user goes: memory_hold and memory_release
  * count VMs, devices and views, and Memory.close() frees it at once only when
@@ -32,6 +32,7 @@
 #include "../vmm/kvm.h"
 #include "../vmm/mem.h"
 #include "../vmm/vcpu.h"
+#include "../vmm/virtio_mmio.h"
 #include "../vmm/vm.h"
 
 struct state {
@@ -65,6 +66,9 @@ state_of(PyTypeObject *type)
 /* OSError(err, "call: meaning (hint)"); `err` is a positive errno. */
 PyObject *raise_host(const char *call, int err);
 
+/* RuntimeError: made in another process */
+PyObject *raise_forked(void);
+
 /* ValueError: operation on closed TYPE */
 PyObject *raise_closed(PyObject *self);
 
@@ -75,8 +79,7 @@ PyObject *raise_closed(PyObject *self);
 PyObject *raise_gpa(const struct vmm_mem *mem, uint64_t gpa, uint64_t len);
 
 /* Adds a note to the exception that is set. */
-void add_note(const char *format, ...)
-    __attribute__((format(printf, 1, 2)));
+void add_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* -- arguments (errors.c) -------------------------------------------------- */
 
@@ -85,6 +88,9 @@ void add_note(const char *format, ...)
  * TypeError). Returns 0 or -1.
  */
 int as_uint(PyObject *arg, const char *name, uint64_t max, uint64_t *out);
+
+/* TypeError "NAME takes WANT arguments (N given)" unless they are that many. */
+int arguments(const char *name, Py_ssize_t nargs, Py_ssize_t want);
 
 /* -- the process generation (module.c): raised in the child of a fork -------*/
 extern unsigned fork_generation;
@@ -119,8 +125,9 @@ PyObject *memory_view(struct state *state, struct memory *memory, void *hva,
  * device has no `read` and `write` but `service`.
  */
 struct claim {
+    uint64_t base;
     PyObject *device;
-    PyObject *read;  /* bound methods, NULL for native devices */
+    PyObject *read; /* bound methods, NULL for native devices */
     PyObject *write;
     /*
      * Called with the GIL when a native device answered VMM_BUS_OWNER. 0, or
@@ -129,18 +136,31 @@ struct claim {
     int (*service)(PyObject *device);
 };
 
+/* A VM's ports or addresses, with what the binding knows of each range. */
+struct ports {
+    struct vmm_bus *bus;
+    struct claim **claim;
+    Py_ssize_t count;
+};
+
 extern PyType_Spec bus_spec;
 
-/* A Bus that borrows `bus`; `keeper` (the VM) owns that. */
-PyObject *bus_new(struct state *state, struct vmm_bus *bus);
-/* The VM is gone: drops all devices. */
-void bus_close(PyObject *self);
+int ports_traverse(struct ports *ports, visitproc visit, void *arg);
+/* Takes all devices off the bus. No guest runs. */
+void ports_clear(struct ports *ports);
 /*
  * The access that `exit` describes (ACCESS or OWNER), by the Python device or
  * the owner. The value of a read in *val. 0, or -1 with an exception; -ENOENT
  * without one when the range has gone meanwhile.
  */
-int bus_dispatch(PyObject *self, const struct vmm_exit *exit, uint64_t *val);
+int ports_dispatch(const struct ports *ports, const struct vmm_exit *exit,
+                   uint64_t *val);
+
+struct vm;
+/* A Bus on one of the VM's two; it keeps the VM. */
+PyObject *bus_new(struct state *state, struct vm *vm, struct ports *ports);
+/* The ports of a Bus that is open, else NULL with an exception. Borrowed. */
+struct ports *bus_ports(PyObject *bus);
 
 /* -- native devices: what bus.c needs to put one on a bus ------------------ */
 
@@ -174,9 +194,9 @@ struct vm {
     struct vmm_vm vm;
     struct kvm *kvm;
     struct memory *memory;
-    PyObject *pio; /* Bus */
-    PyObject *mmio;
-    struct vcpu *vcpus; /* a list of all, borrowed */
+    struct ports pio;
+    struct ports mmio;
+    struct vcpu *vcpus; /* all that are open; borrowed */
     uint64_t unclaimed;
     unsigned generation;
     bool strict;
@@ -191,7 +211,8 @@ struct vcpu {
     PyObject *trace;
     unsigned long runner; /* thread ident inside run(), 0: none */
     unsigned generation;
-    bool in_kvm; /* the runner is outside Python */
+    uint64_t asleep_ns; /* since when looks find it not awake, 0: awake */
+    uint64_t looked_ns; /* the last look */
     bool closing;
     bool closed;
 };
@@ -201,23 +222,33 @@ extern PyType_Spec vm_spec;
 extern PyType_Spec vcpu_spec;
 extern PyStructSequence_Desc exit_desc;
 
+/* Reasons of an Exit that are run()'s own, after those of the core. */
+enum { EXIT_KICK = VMM_EXIT_REASONS, EXIT_TIMEOUT, EXIT_IDLE };
+
 /* Borrowed, or NULL with an exception. */
 struct kvm *kvm_check(struct state *state, PyObject *arg);
 struct vm *vm_check(struct state *state, PyObject *arg);
 /* Closes one vCPU, or makes its runner do it. */
 void vcpu_close(struct vcpu *self);
+/* A vCPU has gone: the VM too, if it is closed and this was the last one. */
+void vm_forget(struct vm *vm, struct vcpu *vcpu);
 
 /* -- signals.c: ticks and kicks -------------------------------------------- */
 
-/* Installs the handler of KICK_SIGNAL, once. 0, or -1 with an exception. */
-int signals_init(void);
+/* The signal that kicks and ticks use; its handler is installed on first use */
 int kick_signal(void);
+
 /*
- * From here to tick_stop the calling thread runs `cpu`: it is told to leave the
- * guest at `first_ns` from now and then every `every_ns`. 0 or -errno.
+ * From tick_enter to tick_leave the calling thread runs `cpu`: after tick_arm
+ * it is told to leave the guest `first_ns` from then and every TICK_NS after.
+ * They nest, for a device that runs another machine: tick_enter gives what
+ * tick_leave takes. -errno when the host gives no timer.
  */
-int tick_start(struct vmm_vcpu *cpu, uint64_t first_ns, uint64_t every_ns);
-void tick_stop(struct vmm_vcpu *cpu);
+#define TICK_FIRST_NS 5000000ULL
+#define TICK_NS       20000000ULL
+int tick_enter(struct vmm_vcpu *cpu, struct vmm_vcpu **previous);
+void tick_arm(uint64_t first_ns);
+void tick_leave(struct vmm_vcpu *cpu, struct vmm_vcpu *previous);
 
 /* -- reaper.c: closing takes the kernel 15 ms, off the caller's thread ----- */
 
@@ -227,7 +258,81 @@ void reap_vcpu(struct vmm_vcpu_rest rest);
 /* Waits until all is closed. Call without the GIL. */
 void reap_all(void);
 
-/* -- elf.c, console.c, virtq.c, virtio.c ----------------------------------- */
+/* -- elf.c, console.c, virtq.c, virtio.c, rng.c ---------------------------- */
+
+/*
+ * The locks of the core, which threads hold that do not have the GIL, maybe
+ * for as long as a write() blocks. So nobody waits for one with the GIL, and
+ * nobody who holds one takes it: what stands between the two calls is the core
+ * alone. lock_acquire gives the GIL away only when it has to wait.
+ */
+static inline PyThreadState *
+lock_acquire(pthread_mutex_t *lock)
+{
+    PyThreadState *thread;
+
+    if (!pthread_mutex_trylock(lock))
+        return NULL;
+    thread = PyEval_SaveThread();
+    pthread_mutex_lock(lock);
+    return thread;
+}
+
+static inline void
+lock_release(pthread_mutex_t *lock, PyThreadState *thread)
+{
+    pthread_mutex_unlock(lock);
+    if (thread)
+        PyEval_RestoreThread(thread);
+}
+
+/*
+ * For attributes that are a file descriptor, or -1 for none; `value` is NULL
+ * when one is deleted. 0, or -1 with an exception.
+ */
+int as_fd(PyObject *value, const char *name, int *out);
+
+/* PyArg_ParseTupleAndKeywords wants char **, and changes nothing there. */
+#define KEYWORDS(names) ((char **)(uintptr_t)(names))
+
+/* A request on loan from a queue, which `owner` keeps alive. */
+struct chain {
+    PyObject_HEAD
+    struct vmm_chain chain;
+    struct vmm_virtq *vq;
+    pthread_mutex_t *lock; /* of the queue or its device */
+    struct memory *memory;
+    PyObject *owner;
+    bool pushed;
+};
+
+/* For a queue's pop: an empty chain, and what pop makes of it and the core's
+ * answer. */
+struct chain *chain_new(struct state *state, PyObject *owner,
+                        struct memory *memory, struct vmm_virtq *vq,
+                        pthread_mutex_t *lock);
+PyObject *chain_popped(struct chain *chain, int answer);
+/* For its push: a chain of that queue that was not pushed, borrowed, or NULL
+ * with an exception; and what push makes of the core's answer. */
+struct chain *chain_check(struct state *state, PyObject *arg,
+                          const struct vmm_virtq *vq);
+PyObject *chain_pushed(struct chain *chain, uint32_t written, int answer);
+
+/* What VirtioMMIO and the types derived from it begin with. */
+struct virtio {
+    PyObject_HEAD
+    struct vmm_virtio_mmio *dev; /* NULL until it is made */
+    struct memory *memory;       /* NULL once closed */
+    PyObject *on_notify;         /* or NULL */
+    int (*service)(PyObject *self);
+    bool closed;
+};
+
+/* For derived types: the parts of tp_traverse, tp_clear and tp_dealloc that are
+ * the base's. */
+int virtio_traverse(PyObject *self, visitproc visit, void *arg);
+int virtio_clear(PyObject *self);
+void virtio_drop(struct virtio *self);
 
 extern PyType_Spec elf_spec;
 extern PyType_Spec console_spec;

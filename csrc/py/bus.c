@@ -1,0 +1,576 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bus.c - Bus: who answers where, and the call of a Python device */
+#include <string.h>
+
+#include "py.h"
+
+struct bus {
+    PyObject_HEAD
+    struct vm *vm;
+    struct ports *ports; /* one of the VM's two */
+};
+
+PyObject *
+bus_new(struct state *state, struct vm *vm, struct ports *ports)
+{
+    struct bus *self =
+        (struct bus *)state->bus_type->tp_alloc(state->bus_type, 0);
+
+    if (self) {
+        self->vm = (struct vm *)Py_NewRef(vm);
+        self->ports = ports;
+    }
+    return (PyObject *)self;
+}
+
+static int
+bus_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((struct bus *)op)->vm);
+    return 0;
+}
+
+static int
+bus_clear(PyObject *op)
+{
+    Py_CLEAR(((struct bus *)op)->vm);
+    return 0;
+}
+
+static void
+bus_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+
+    PyObject_GC_UnTrack(op);
+    bus_clear(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+/* The bus of a VM that is open, else NULL with an exception. */
+static struct vmm_bus *
+open_bus(PyObject *op)
+{
+    struct bus *self = (struct bus *)op;
+
+    if (self->vm && !self->vm->closed)
+        return self->ports->bus;
+    raise_closed(op);
+    return NULL;
+}
+
+struct ports *
+bus_ports(PyObject *op)
+{
+    return open_bus(op) ? ((struct bus *)op)->ports : NULL;
+}
+
+/* -- claims ---------------------------------------------------------------- */
+
+static void
+claim_free(struct claim *claim)
+{
+    Py_XDECREF(claim->device);
+    Py_XDECREF(claim->read);
+    Py_XDECREF(claim->write);
+    PyMem_Free(claim);
+}
+
+int
+ports_traverse(struct ports *ports, visitproc visit, void *arg)
+{
+    for (Py_ssize_t i = 0; i < ports->count; i++) {
+        Py_VISIT(ports->claim[i]->device);
+        Py_VISIT(ports->claim[i]->read);
+        Py_VISIT(ports->claim[i]->write);
+    }
+    return 0;
+}
+
+void
+ports_clear(struct ports *ports)
+{
+    struct claim **claim = ports->claim;
+    Py_ssize_t count = ports->count;
+
+    ports->claim = NULL;
+    ports->count = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        /* Off the bus first: nothing may find a claim that is gone. */
+        vmm_bus_remove(ports->bus, claim[i]->base);
+        claim_free(claim[i]);
+    }
+    PyMem_Free(claim);
+}
+
+/* Remembers a claim; 0 or -1 with an exception. */
+static int
+ports_keep(struct ports *ports, struct claim *claim)
+{
+    struct claim **more =
+        PyMem_Realloc(ports->claim, (size_t)(ports->count + 1) * sizeof *more);
+
+    if (!more) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    ports->claim = more;
+    more[ports->count++] = claim;
+    return 0;
+}
+
+static void
+ports_drop(struct ports *ports, struct claim *claim)
+{
+    for (Py_ssize_t i = 0; i < ports->count; i++) {
+        if (ports->claim[i] != claim)
+            continue;
+        ports->claim[i] = ports->claim[--ports->count];
+        claim_free(claim);
+        return;
+    }
+}
+
+static PyObject *
+method_of(PyObject *device, const char *name)
+{
+    PyObject *method = PyObject_GetAttrString(device, name);
+
+    if (method && PyCallable_Check(method))
+        return method;
+    Py_XDECREF(method);
+    PyErr_Format(PyExc_TypeError,
+                 "device %.80s has no method %s: it needs read(offset, size) "
+                 "and write(offset, size, value)",
+                 Py_TYPE(device)->tp_name, name);
+    return NULL;
+}
+
+/* Fills the range's ops and the claim for `device`. */
+static struct claim *
+claim_new(struct state *state, PyObject *device, uint64_t size,
+          struct vmm_range *range)
+{
+    struct claim *claim = PyMem_Calloc(1, sizeof *claim);
+    struct native native = {0};
+
+    if (!claim) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    claim->device = Py_NewRef(device);
+    claim->base = range->base;
+    range->owner = claim;
+    if (console_native(state, device, &native) ||
+        exit_port_native(state, device, &native) ||
+        virtio_native(state, device, &native)) {
+        range->ops = native.ops;
+        range->dev = native.dev;
+        claim->service = native.service;
+        if (!native.size || native.size == size)
+            return claim;
+        PyErr_Format(PyExc_ValueError, "a %s takes %lu addresses, not %lu",
+                     Py_TYPE(device)->tp_name, (unsigned long)native.size,
+                     (unsigned long)size);
+    } else if (!PyErr_Occurred()) {
+        claim->read = method_of(device, "read");
+        claim->write = claim->read ? method_of(device, "write") : NULL;
+        if (claim->write)
+            return claim;
+    }
+    claim_free(claim);
+    return NULL;
+}
+
+static PyObject *
+raise_add(const struct vmm_range *range, const struct vmm_range *other,
+          uint64_t limit, int err)
+{
+    char text[120];
+
+    if (err == -EEXIST) {
+        const struct claim *claim = other->owner;
+
+        snprintf(
+            text, sizeof text, "%#llx..%#llx overlaps %#llx..%#llx of",
+            (unsigned long long)range->base, (unsigned long long)range->last,
+            (unsigned long long)other->base, (unsigned long long)other->last);
+        return PyErr_Format(PyExc_ValueError, "%s %R", text, claim->device);
+    }
+    if (err == -ENOMEM)
+        return PyErr_NoMemory();
+    snprintf(text, sizeof text, "%#llx..%#llx is no range up to %#llx",
+             (unsigned long long)range->base, (unsigned long long)range->last,
+             (unsigned long long)limit);
+    PyErr_SetString(PyExc_ValueError, text);
+    return NULL;
+}
+
+PyDoc_STRVAR(
+    add_doc,
+    "add(base, size, device, /)\n--\n\n"
+    "Let `device` answer accesses to `size` addresses from `base` on.\n\n"
+    "A device is a Console, an ExitPort, a VirtioMMIO, which are handled in C, "
+    "or any\nobject with read(offset, size) -> int and write(offset, size, "
+    "value). Its methods\nare looked up here, once. Raises ValueError when the "
+    "range is taken (naming the\noccupant) or no range of this bus.");
+
+static PyObject *
+bus_add(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct vmm_range range = {0}, other = {0};
+    struct vmm_bus *bus = open_bus(op);
+    struct claim *claim;
+    uint64_t size;
+    int err;
+
+    if (!bus)
+        return NULL;
+    if (arguments("add", nargs, 3))
+        return NULL;
+    if (as_uint(args[0], "base", UINT64_MAX, &range.base) ||
+        as_uint(args[1], "size", UINT64_MAX, &size))
+        return NULL;
+    range.last = range.base + size - 1;
+    if (!size)
+        return PyErr_Format(PyExc_ValueError, "size 0 is no range");
+    claim = claim_new(state_of(Py_TYPE(op)), args[2], size, &range);
+    if (!claim)
+        return NULL;
+    /* Without the GIL: a native device may hold the lock for long. */
+    Py_BEGIN_ALLOW_THREADS
+    err = vmm_bus_add(bus, &range, &other);
+    Py_END_ALLOW_THREADS
+    if (err) {
+        raise_add(&range, &other, bus->limit, err);
+        claim_free(claim);
+        return NULL;
+    }
+    if (ports_keep(((struct bus *)op)->ports, claim)) {
+        vmm_bus_remove(bus, range.base);
+        claim_free(claim);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(remove_doc,
+             "remove(base, /)\n--\n\n"
+             "Remove the range that starts at `base`; ValueError when none "
+             "does.");
+
+static PyObject *
+bus_remove(PyObject *op, PyObject *arg)
+{
+    struct vmm_bus *bus = open_bus(op);
+    struct vmm_range range;
+    uint64_t base;
+    int err;
+
+    if (!bus || as_uint(arg, "base", UINT64_MAX, &base))
+        return NULL;
+    err = vmm_bus_find(bus, base, 1, &range);
+    if (!err && range.base != base)
+        err = -ENOENT;
+    if (!err) {
+        Py_BEGIN_ALLOW_THREADS
+        err = vmm_bus_remove(bus, base);
+        Py_END_ALLOW_THREADS
+    }
+    if (err)
+        return PyErr_Format(PyExc_ValueError, "no range starts at %S", arg);
+    ports_drop(((struct bus *)op)->ports, range.owner);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(find_doc, "find(addr, size=1, /)\n--\n\n"
+                       "The device that would answer this access, or None.");
+
+static PyObject *
+bus_find(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct vmm_bus *bus = open_bus(op);
+    struct vmm_range range;
+    uint64_t addr, size = 1;
+
+    if (!bus)
+        return NULL;
+    if (nargs < 1 || nargs > 2)
+        return PyErr_Format(PyExc_TypeError,
+                            "find takes 1 or 2 arguments (%zd given)", nargs);
+    if (as_uint(args[0], "addr", UINT64_MAX, &addr) ||
+        (nargs == 2 && as_uint(args[1], "size", 8, &size)))
+        return NULL;
+    if (vmm_bus_find(bus, addr, (unsigned)size, &range))
+        Py_RETURN_NONE;
+    return Py_NewRef(((struct claim *)range.owner)->device);
+}
+
+/* -- accesses -------------------------------------------------------------- */
+
+/* "Alarm.read(0x4, 4) returned 'x'; an int from 0 to 0xffffffff was due" */
+static int
+bad_answer(PyObject *device, uint64_t offset, unsigned len, PyObject *got)
+{
+    char place[64], limit[24];
+
+    snprintf(place, sizeof place, "read(%#llx, %u)", (unsigned long long)offset,
+             len);
+    snprintf(limit, sizeof limit, "%#llx", (unsigned long long)vmm_ones(len));
+    PyErr_Format(PyLong_Check(got) ? PyExc_ValueError : PyExc_TypeError,
+                 "%.80s.%s returned %R; an int from 0 to %s was due",
+                 Py_TYPE(device)->tp_name, place, got, limit);
+    return -1;
+}
+
+static int
+call_read(const struct claim *claim, uint64_t offset, unsigned len,
+          uint64_t *val)
+{
+    PyObject *stack[3] = {NULL, NULL, NULL};
+    PyObject *read = Py_NewRef(claim->read), *ret = NULL;
+    PyObject *device = Py_NewRef(claim->device);
+    int err = -1;
+
+    stack[1] = PyLong_FromUnsignedLongLong(offset);
+    stack[2] = PyLong_FromLong((long)len);
+    if (stack[1] && stack[2])
+        ret = PyObject_Vectorcall(read, stack + 1,
+                                  2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    if (ret) {
+        err = 0;
+        *val = PyLong_Check(ret) ? PyLong_AsUnsignedLongLong(ret) : UINT64_MAX;
+        if (!PyLong_Check(ret) || *val > vmm_ones(len) ||
+            (*val == UINT64_MAX && PyErr_Occurred())) {
+            PyErr_Clear();
+            err = bad_answer(device, offset, len, ret);
+        }
+    }
+    Py_XDECREF(ret);
+    Py_XDECREF(stack[1]);
+    Py_XDECREF(stack[2]);
+    Py_DECREF(read);
+    Py_DECREF(device);
+    return err;
+}
+
+static int
+call_write(const struct claim *claim, uint64_t offset, unsigned len,
+           uint64_t val)
+{
+    PyObject *stack[4] = {NULL, NULL, NULL, NULL};
+    PyObject *write = Py_NewRef(claim->write), *ret = NULL;
+
+    stack[1] = PyLong_FromUnsignedLongLong(offset);
+    stack[2] = PyLong_FromLong((long)len);
+    stack[3] = PyLong_FromUnsignedLongLong(val);
+    if (stack[1] && stack[2] && stack[3])
+        ret = PyObject_Vectorcall(write, stack + 1,
+                                  3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    Py_XDECREF(stack[1]);
+    Py_XDECREF(stack[2]);
+    Py_XDECREF(stack[3]);
+    Py_DECREF(write);
+    Py_XDECREF(ret);
+    return ret ? 0 : -1;
+}
+
+static int
+call_service(const struct claim *claim)
+{
+    PyObject *device = Py_NewRef(claim->device);
+    int err = claim->service ? claim->service(device) : 0;
+
+    Py_DECREF(device);
+    return err;
+}
+
+/*
+ * The range is looked up again: since the core did, another thread may have
+ * removed it. Under the GIL it stays.
+ */
+int
+ports_dispatch(const struct ports *ports, const struct vmm_exit *exit,
+               uint64_t *val)
+{
+    struct vmm_range range;
+    const struct claim *claim;
+    uint64_t offset;
+
+    if (vmm_bus_find(ports->bus, exit->addr, exit->len, &range))
+        return -ENOENT;
+    claim = range.owner;
+    offset = exit->addr - range.base;
+    if (exit->reason == VMM_EXIT_OWNER)
+        return call_service(claim);
+    if (!claim->read)
+        return -ENOENT; /* another device took its place */
+    if (exit->write)
+        return call_write(claim, offset, exit->len, exit->val);
+    return call_read(claim, offset, exit->len, val);
+}
+
+/* One access by the host. Returns 0, or -1 with an exception. */
+static int
+host_access(PyObject *op, struct vmm_exit *exit)
+{
+    struct vmm_bus *bus = open_bus(op);
+    int answer;
+
+    if (!bus)
+        return -1;
+    Py_BEGIN_ALLOW_THREADS
+    if (exit->write)
+        answer =
+            vmm_bus_write(bus, exit->addr, exit->len, exit->val, &exit->range);
+    else
+        answer =
+            vmm_bus_read(bus, exit->addr, exit->len, &exit->val, &exit->range);
+    Py_END_ALLOW_THREADS
+    if (answer == VMM_BUS_OWNER || answer == VMM_BUS_OUTSIDE) {
+        exit->reason =
+            answer == VMM_BUS_OWNER ? VMM_EXIT_OWNER : VMM_EXIT_ACCESS;
+        answer = ports_dispatch(((struct bus *)op)->ports, exit, &exit->val);
+    }
+    if (answer == -ENOENT) {
+        char text[80];
+
+        snprintf(text, sizeof text, "nobody claims %u bytes at %#llx",
+                 exit->len, (unsigned long long)exit->addr);
+        PyErr_SetString(PyExc_ValueError, text);
+    }
+    return answer < 0 ? -1 : 0;
+}
+
+static int
+as_access(PyObject *const *args, struct vmm_exit *exit)
+{
+    uint64_t size;
+
+    if (as_uint(args[0], "addr", UINT64_MAX, &exit->addr) ||
+        as_uint(args[1], "size", 8, &size))
+        return -1;
+    if (!size) {
+        PyErr_SetString(PyExc_ValueError, "size 0 is outside 1..8");
+        return -1;
+    }
+    exit->len = (unsigned)size;
+    return 0;
+}
+
+PyDoc_STRVAR(read_doc,
+             "read(addr, size, /)\n--\n\n"
+             "What a guest's read of `size` bytes (1 to 8) at `addr` would "
+             "get.\n\nRaises ValueError when nobody claims it.");
+
+static PyObject *
+bus_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct vmm_exit exit = {0};
+
+    if (arguments("read", nargs, 2))
+        return NULL;
+    if (as_access(args, &exit) || host_access(op, &exit))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(exit.val);
+}
+
+PyDoc_STRVAR(write_doc,
+             "write(addr, size, value, /)\n--\n\n"
+             "Do what a guest's write of `size` bytes (1 to 8) at `addr` "
+             "would.\n\nRaises ValueError when nobody claims it.");
+
+static PyObject *
+bus_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct vmm_exit exit = {.write = true};
+
+    if (arguments("write", nargs, 3))
+        return NULL;
+    if (as_access(args, &exit) ||
+        as_uint(args[2], "value", vmm_ones(exit.len), &exit.val) ||
+        host_access(op, &exit))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef bus_methods[] = {
+    {"add", (PyCFunction)(void (*)(void))bus_add, METH_FASTCALL, add_doc},
+    {"remove", bus_remove, METH_O, remove_doc},
+    {"find", (PyCFunction)(void (*)(void))bus_find, METH_FASTCALL, find_doc},
+    {"read", (PyCFunction)(void (*)(void))bus_read, METH_FASTCALL, read_doc},
+    {"write", (PyCFunction)(void (*)(void))bus_write, METH_FASTCALL, write_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyObject *
+bus_ranges(PyObject *op, void *closure)
+{
+    struct vmm_bus *bus = open_bus(op);
+    PyObject *list;
+
+    (void)closure;
+    if (!bus)
+        return NULL;
+    /* Ranges change under the GIL or while it is waited for: no lock here
+     * could be held by a thread that wants the GIL. */
+    list = PyList_New(0);
+    pthread_rwlock_rdlock(&bus->lock);
+    for (unsigned i = 0; list && i < bus->count; i++) {
+        const struct vmm_range *range = &bus->range[i];
+        PyObject *item =
+            Py_BuildValue("(KKO)", (unsigned long long)range->base,
+                          (unsigned long long)(range->last - range->base + 1),
+                          ((struct claim *)range->owner)->device);
+
+        if (!item || PyList_Append(list, item))
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    pthread_rwlock_unlock(&bus->lock);
+    return list;
+}
+
+static PyGetSetDef bus_getset[] = {
+    {"ranges", bus_ranges, NULL,
+     "Ranges by address: (base, size, device) each.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyObject *
+bus_repr(PyObject *op)
+{
+    struct bus *self = (struct bus *)op;
+
+    if (!self->vm || self->vm->closed)
+        return PyUnicode_FromString("<Bus closed>");
+    return PyUnicode_FromFormat("<Bus of %u ranges>", self->ports->bus->count);
+}
+
+PyDoc_STRVAR(
+    bus_doc,
+    "The ports or the addresses of a VM and who answers there.\n\n"
+    "VM.pio and VM.mmio are the two. Ranges never overlap; an access that "
+    "straddles a\nrange's end goes to nobody.\n\n"
+    "Threads: any; ranges may be added and removed while the guest runs.");
+
+static PyType_Slot bus_slots[] = {
+    {Py_tp_doc, (void *)(uintptr_t)bus_doc},
+    {Py_tp_dealloc, bus_dealloc},
+    {Py_tp_traverse, bus_traverse},
+    {Py_tp_clear, bus_clear},
+    {Py_tp_repr, bus_repr},
+    {Py_tp_methods, bus_methods},
+    {Py_tp_getset, bus_getset},
+    {0, NULL},
+};
+
+PyType_Spec bus_spec = {
+    .name = "pyvmm._vmm.Bus",
+    .basicsize = sizeof(struct bus),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = bus_slots,
+};
