@@ -111,7 +111,8 @@ clang: $(SETUP) ## everything compiled by clang, warnings are errors
 
 lint: $(SETUP) ## layout and habits of C and Python
 	@tools/setup --check
-	clang-format --dry-run -Werror $(wildcard csrc/*/*.[ch] tests/c/*.[ch] \
+	@echo "clang-format --dry-run -Werror"
+	@clang-format --dry-run -Werror $(wildcard csrc/*/*.[ch] tests/c/*.[ch] \
 	    guest/*/*.[ch] guest/include/pyvmm/*.h)
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
