@@ -24,11 +24,11 @@ kvm_check(struct state *state, PyObject *arg)
 static PyObject *
 kvm_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {NULL};
+    static const char *const names[] = {NULL};
     struct kvm *self;
     int err;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":KVM", names))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":KVM", KEYWORDS(names)))
         return NULL;
     self = (struct kvm *)type->tp_alloc(type, 0);
     if (!self)

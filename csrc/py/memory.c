@@ -118,10 +118,10 @@ memory_view(struct state *state, struct memory *memory, void *hva,
 static PyObject *
 memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {NULL};
+    static const char *const names[] = {NULL};
     struct memory *self;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Memory", names))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Memory", KEYWORDS(names)))
         return NULL;
     self = (struct memory *)type->tp_alloc(type, 0);
     if (self)
@@ -218,7 +218,7 @@ raise_add(struct memory *self, uint64_t gpa, uint64_t size, int err)
 static PyObject *
 memory_add(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"gpa", "size", "flags", NULL};
+    static const char *const names[] = {"gpa", "size", "flags", NULL};
     struct memory *self = (struct memory *)op;
     PyObject *gpa_arg, *size_arg;
     unsigned flags = 0;
@@ -227,8 +227,8 @@ memory_add(PyObject *op, PyObject *args, PyObject *kwargs)
 
     if (self->closed)
         return raise_closed(op);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|I:add", names, &gpa_arg,
-                                     &size_arg, &flags) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|I:add", KEYWORDS(names),
+                                     &gpa_arg, &size_arg, &flags) ||
         as_uint(gpa_arg, "gpa", UINT64_MAX, &gpa) ||
         as_uint(size_arg, "size", UINT64_MAX, &size))
         return NULL;
@@ -352,7 +352,7 @@ PyDoc_STRVAR(
 static PyObject *
 memory_make_view(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"gpa", "size", "readonly", NULL};
+    static const char *const names[] = {"gpa", "size", "readonly", NULL};
     struct memory *self = (struct memory *)op;
     PyObject *gpa_arg, *size_arg;
     uint64_t gpa, size, got;
@@ -361,8 +361,8 @@ memory_make_view(PyObject *op, PyObject *args, PyObject *kwargs)
 
     if (self->closed)
         return raise_closed(op);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|p:view", names, &gpa_arg,
-                                     &size_arg, &readonly) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|p:view", KEYWORDS(names),
+                                     &gpa_arg, &size_arg, &readonly) ||
         as_range(gpa_arg, size_arg, &gpa, &size))
         return NULL;
     hva = vmm_mem_ptr(&self->mem, gpa, size, !readonly, VMM_MEM_HOST, &got);

@@ -78,8 +78,8 @@ PyObject *raise_closed(PyObject *self);
  */
 PyObject *raise_gpa(const struct vmm_mem *mem, uint64_t gpa, uint64_t len);
 
-/* Adds a note to the exception that is set. */
-void add_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Adds a note, as PyUnicode_FromFormat makes it, to the exception that is set */
+void add_note(const char *format, ...);
 
 /* -- arguments (errors.c) -------------------------------------------------- */
 
@@ -325,7 +325,7 @@ struct virtio {
     struct memory *memory;       /* NULL once closed */
     PyObject *on_notify;         /* or NULL */
     int (*service)(PyObject *self);
-    bool closed;
+    bool open; /* made, and not closed */
 };
 
 /* For derived types: the parts of tp_traverse, tp_clear and tp_dealloc that are

@@ -108,15 +108,15 @@ exit_new(struct vcpu *self, int reason, const struct vmm_exit *exit,
 static PyObject *
 vcpu_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"vm", "cpus", NULL};
+    static const char *const names[] = {"vm", "cpus", NULL};
     PyObject *vm_arg;
     struct vcpu *self;
     unsigned cpus = 1;
     struct vm *vm;
     int err;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$I:VCPU", names, &vm_arg,
-                                     &cpus))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$I:VCPU", KEYWORDS(names),
+                                     &vm_arg, &cpus))
         return NULL;
     vm = vm_check(state_of(type), vm_arg);
     if (!vm)
@@ -532,7 +532,7 @@ PyDoc_STRVAR(
 static PyObject *
 vcpu_run(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"timeout", NULL};
+    static const char *const names[] = {"timeout", NULL};
     struct vcpu *self = open_vcpu(op);
     struct vmm_vcpu *previous;
     uint64_t deadline, first_ns;
@@ -540,7 +540,8 @@ vcpu_run(PyObject *op, PyObject *args, PyObject *kwargs)
     int err;
 
     if (!self ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "|O:run", names, &timeout) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|O:run", KEYWORDS(names),
+                                     &timeout) ||
         as_deadline(timeout, &deadline, &first_ns))
         return NULL;
     if (self->runner)
@@ -849,7 +850,7 @@ PyDoc_STRVAR(
 static PyObject *
 vcpu_start(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"mode", "regs", "tables", NULL};
+    static const char *const names[] = {"mode", "regs", "tables", NULL};
     static const char *const modes[] = {"real", "protected", "long", "user"};
     struct vcpu *self = quiet_vcpu(op);
     PyObject *tables_arg = NULL, *ret;
@@ -859,8 +860,9 @@ vcpu_start(PyObject *op, PyObject *args, PyObject *kwargs)
     Py_buffer buf;
     int which = 0, err;
 
-    if (!self || !PyArg_ParseTupleAndKeywords(args, kwargs, "sy*|O:start",
-                                              names, &mode, &buf, &tables_arg))
+    if (!self ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "sy*|O:start",
+                                     KEYWORDS(names), &mode, &buf, &tables_arg))
         return NULL;
     while (which < 4 && strcmp(modes[which], mode))
         which++;
@@ -909,7 +911,7 @@ PyDoc_STRVAR(
 static PyObject *
 vcpu_debug(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"addresses", "dr7", "step", NULL};
+    static const char *const names[] = {"addresses", "dr7", "step", NULL};
     struct vcpu *self = quiet_vcpu(op);
     PyObject *addresses = NULL, *dr7_arg = NULL;
     uint64_t dr[4] = {0}, dr7 = 0;
@@ -917,8 +919,9 @@ vcpu_debug(PyObject *op, PyObject *args, PyObject *kwargs)
     int step = 0;
 
     if (!self ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOp:debug", names,
-                                     &addresses, &dr7_arg, &step) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOp:debug",
+                                     KEYWORDS(names), &addresses, &dr7_arg,
+                                     &step) ||
         (dr7_arg && as_uint(dr7_arg, "dr7", UINT32_MAX, &dr7)))
         return NULL;
     count = addresses ? PySequence_Size(addresses) : 0;

@@ -28,7 +28,7 @@ open_vm(PyObject *op)
 static PyObject *
 vm_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"kvm", "memory", "tss_addr", NULL};
+    static const char *const names[] = {"kvm", "memory", "tss_addr", NULL};
     struct state *state = state_of(type);
     PyObject *kvm_arg, *memory_arg, *tss_arg = NULL;
     uint64_t tss_addr = VMM_TSS_ADDR;
@@ -37,8 +37,8 @@ vm_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     struct vm *self;
     int err;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O:VM", names, &kvm_arg,
-                                     &memory_arg, &tss_arg))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O:VM", KEYWORDS(names),
+                                     &kvm_arg, &memory_arg, &tss_arg))
         return NULL;
     kvm = kvm_check(state, kvm_arg);
     memory = kvm ? memory_check(state, memory_arg) : NULL;
@@ -292,13 +292,14 @@ PyDoc_STRVAR(
 static PyObject *
 vm_irqfd(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "gsi", "resample_fd", NULL};
+    static const char *const names[] = {"fd", "gsi", "resample_fd", NULL};
     struct vm *self = open_vm(op);
     int fd, resample_fd = -1;
     unsigned gsi;
 
-    if (!self || !PyArg_ParseTupleAndKeywords(args, kwargs, "iI|i:irqfd", names,
-                                              &fd, &gsi, &resample_fd))
+    if (!self ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "iI|i:irqfd",
+                                     KEYWORDS(names), &fd, &gsi, &resample_fd))
         return NULL;
     return none_or_raise(self, vmm_vm_irqfd(&self->vm, fd, gsi, resample_fd));
 }
@@ -309,13 +310,13 @@ PyDoc_STRVAR(remove_irqfd_doc, "remove_irqfd(fd, gsi)\n--\n\n"
 static PyObject *
 vm_remove_irqfd(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "gsi", NULL};
+    static const char *const names[] = {"fd", "gsi", NULL};
     struct vm *self = open_vm(op);
     unsigned gsi;
     int fd;
 
     if (!self || !PyArg_ParseTupleAndKeywords(args, kwargs, "iI:remove_irqfd",
-                                              names, &fd, &gsi))
+                                              KEYWORDS(names), &fd, &gsi))
         return NULL;
     return none_or_raise(self, vmm_vm_irqfd_remove(&self->vm, fd, gsi));
 }
@@ -323,13 +324,15 @@ vm_remove_irqfd(PyObject *op, PyObject *args, PyObject *kwargs)
 static int
 as_doorbell(PyObject *args, PyObject *kwargs, struct vmm_doorbell *bell)
 {
-    static char *names[] = {"fd", "addr", "size", "pio", "match", NULL};
+    static const char *const names[] = {"fd",  "addr",  "size",
+                                        "pio", "match", NULL};
     PyObject *addr, *match = Py_None;
     unsigned size = 0;
     int pio = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|I$pO:ioeventfd", names,
-                                     &bell->fd, &addr, &size, &pio, &match) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|I$pO:ioeventfd",
+                                     KEYWORDS(names), &bell->fd, &addr, &size,
+                                     &pio, &match) ||
         as_uint(addr, "addr", UINT64_MAX, &bell->addr))
         return -1;
     if (size != 0 && size != 1 && size != 2 && size != 4 && size != 8) {
