@@ -252,8 +252,11 @@ vmm_mem_write(struct vmm_mem *mem, uint64_t gpa, const void *buf, uint64_t len,
 
     if (!range_ok(mem, gpa, len, true, who))
         return -EFAULT;
-    for (; len; len -= got, gpa += got, from += got)
-        memcpy(vmm_mem_ptr(mem, gpa, len, true, who, &got), from, got);
+    for (; len; len -= got, gpa += got, from += got) {
+        void *to = vmm_mem_ptr(mem, gpa, len, true, who, &got);
+
+        memcpy(to, from, got);
+    }
     return 0;
 }
 
@@ -265,8 +268,11 @@ vmm_mem_fill(struct vmm_mem *mem, uint64_t gpa, uint8_t value, uint64_t len,
 
     if (!range_ok(mem, gpa, len, true, who))
         return -EFAULT;
-    for (; len; len -= got, gpa += got)
-        memset(vmm_mem_ptr(mem, gpa, len, true, who, &got), value, got);
+    for (; len; len -= got, gpa += got) {
+        void *to = vmm_mem_ptr(mem, gpa, len, true, who, &got);
+
+        memset(to, value, got);
+    }
     return 0;
 }
 
