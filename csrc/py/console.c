@@ -152,7 +152,7 @@ console_get_waiting(PyObject *op, void *closure)
 
 PyDoc_STRVAR(
     console_read_doc,
-    "read(start=0, size=-1)\n--\n\n"
+    "read($self, start=0, size=-1)\n--\n\n"
     "Output from position `start` on, `size` bytes at most (-1: all).\n\n"
     "Positions count from the very first byte that the guest printed, so the "
     "next\nread starts at `end`. Bytes before `dropped` are gone: reading "
@@ -295,7 +295,7 @@ console_set_out_fd(PyObject *op, PyObject *value, void *closure)
 /* -- both directions from outside ------------------------------------------ */
 
 PyDoc_STRVAR(console_print_doc,
-             "print(data, /)\n--\n\n"
+             "print($self, data, /)\n--\n\n"
              "Append to the output as if the guest had printed it.\n\n"
              "Calls on_output where `watch` or `lines` say so, once.");
 
@@ -321,7 +321,7 @@ console_print(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(console_send_doc,
-             "send(data, /)\n--\n\n"
+             "send($self, data, /)\n--\n\n"
              "Append to the input that waits for the guest.\n\n"
              "Raises MemoryError.");
 
@@ -344,7 +344,7 @@ console_send(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(console_flush_doc,
-             "flush()\n--\n\n"
+             "flush($self, /)\n--\n\n"
              "Write what is left to out_fd, whole lines or not.");
 
 static PyObject *

@@ -189,7 +189,7 @@ elf_get_symbols(PyObject *op, void *closure)
 
 PyDoc_STRVAR(
     find_doc,
-    "find(name, /)\n--\n\n"
+    "find($self, name, /)\n--\n\n"
     "The (address, size) of the symbol `name`, or None.\n\n"
     "The size is in bytes, 0 when the file does not say. Of several "
     "symbols of that\nname: global before weak before local, functions "
@@ -218,7 +218,7 @@ elf_find(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(where_doc,
-             "where(addr, /)\n--\n\n"
+             "where($self, addr, /)\n--\n\n"
              "The (name, offset) of the symbol that `addr` belongs to, or "
              "None.\n\n"
              "`addr` is a virtual address, 0 to 2^64 - 1, like a program "
@@ -240,7 +240,7 @@ elf_where(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(check_doc,
-             "check(memory, /)\n--\n\n"
+             "check($self, memory, /)\n--\n\n"
              "Raise ValueError when a segment is not wholly in the RAM of "
              "`memory`.\n\n"
              "The message names the segment, its address and the limit.");
@@ -261,7 +261,7 @@ elf_check(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(load_doc,
-             "load(memory, /)\n--\n\n"
+             "load($self, memory, /)\n--\n\n"
              "Copy every segment to its physical address and zero the rest of "
              "it.\n\n"
              "Regions that are read-only to the guest are written all the "

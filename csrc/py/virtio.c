@@ -273,7 +273,7 @@ virtio_dealloc(PyObject *op)
 }
 
 PyDoc_STRVAR(virtio_close_doc,
-             "close()\n--\n\n"
+             "close($self, /)\n--\n\n"
              "Reset the device for good and let go of the memory.\n\n"
              "Chains in flight are taken back. Where it is still on a bus it "
              "answers the driver\nlike a device that has no RAM. Does not end "
@@ -355,7 +355,7 @@ as_access(PyObject *const *args, uint64_t *offset, uint64_t *size)
 }
 
 PyDoc_STRVAR(virtio_read_doc,
-             "read(offset, size, /)\n--\n\n"
+             "read($self, offset, size, /)\n--\n\n"
              "What a driver reads at `offset`, 0 to 0x1ff, of 1 to 8 bytes.\n\n"
              "The registers of virtio 1.2, 4.2.2. Raises ValueError outside "
              "the range.");
@@ -380,7 +380,7 @@ virtio_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(virtio_write_doc,
-             "write(offset, size, value, /)\n--\n\n"
+             "write($self, offset, size, value, /)\n--\n\n"
              "Write like a driver; what that notifies is worked on before it "
              "returns.\n\n"
              "Unless there is a doorbell. No regions can be added to the "
@@ -409,7 +409,7 @@ virtio_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(virtio_set_config_doc,
-             "set_config(offset, data, /)\n--\n\n"
+             "set_config($self, offset, data, /)\n--\n\n"
              "Change configuration bytes and tell the driver (virtio 1.2, "
              "2.5).\n\n"
              "Raises ValueError when they are not inside the configuration.");
@@ -483,7 +483,7 @@ pop(struct vmm_virtio_mmio *dev, unsigned queue, struct vmm_chain *chain)
 
 PyDoc_STRVAR(
     virtio_pop_doc,
-    "pop(queue, /)\n--\n\n"
+    "pop($self, queue, /)\n--\n\n"
     "The next Chain that the driver offered in `queue`, or None.\n\n"
     "None asks the driver to notify of the next one; while chains are left it "
     "need not.\nSo on_notify pops until None, or pops later without being "
@@ -515,7 +515,7 @@ virtio_pop(PyObject *op, PyObject *arg)
 
 PyDoc_STRVAR(
     virtio_push_doc,
-    "push(queue, chain, written=0, /)\n--\n\n"
+    "push($self, queue, chain, written=0, /)\n--\n\n"
     "Return a chain to the driver, `written` bytes of it filled from the "
     "start.\n\n"
     "False, and nothing was returned, when a reset took the chain back "
@@ -551,7 +551,7 @@ virtio_push(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(virtio_interrupt_doc,
-             "interrupt(queue, /)\n--\n\n"
+             "interrupt($self, queue, /)\n--\n\n"
              "Interrupt the driver if it wants that for what was pushed "
              "(virtio 1.2, 2.7.7).");
 
@@ -573,7 +573,7 @@ virtio_interrupt(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(virtio_process_doc,
-             "process()\n--\n\n"
+             "process($self, /)\n--\n\n"
              "Work on every queue as if all had been notified.\n\n"
              "Of a live device. Due at `due_ns`, and after an exception that "
              "left work behind.\nRaises what on_notify or a source raises.");
@@ -604,7 +604,7 @@ virtio_process(PyObject *op, PyObject *unused)
 
 PyDoc_STRVAR(
     virtio_serve_doc,
-    "serve(stop_fd, /)\n--\n\n"
+    "serve($self, stop_fd, /)\n--\n\n"
     "Work on what the doorbell announces until `stop_fd` is readable.\n\n"
     "For a thread of its own; other threads run meanwhile. `stop_fd` is not "
     "read, e.g. an\neventfd or a pipe. on_notify is called for each started "
@@ -848,7 +848,7 @@ static PyGetSetDef virtio_getset[] = {
 
 PyDoc_STRVAR(
     virtio_doc,
-    "VirtioMMIO(memory, device_id, *, features=0, queues=(256,), config=b'', "
+    "VirtioMMIO(memory, device_id, *, features=0, queues=[256], config=b'', "
     "on_notify=None)\n--\n\n"
     "A virtio device on the MMIO transport, whose work is done in Python.\n\n"
     "`device_id` is 1 to 2^32 - 1, `features` the bits of the device itself, "

@@ -269,7 +269,7 @@ copy_begin(struct chain *self, uint64_t len)
 
 PyDoc_STRVAR(
     chain_read_doc,
-    "read(size=-1, offset=0)\n--\n\n"
+    "read($self, size=-1, offset=0)\n--\n\n"
     "Copy out up to `size` of the readable bytes (-1: all), from `offset` "
     "on.\n\n"
     "Fewer come when the chain ends before. The driver decides how many there "
@@ -315,7 +315,7 @@ chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
 
 PyDoc_STRVAR(
     chain_write_doc,
-    "write(data, offset=0)\n--\n\n"
+    "write($self, data, offset=0)\n--\n\n"
     "Copy bytes into the writable ones, from `offset` on; how many fitted.\n\n"
     "push() must be told how many are filled from the start on. Raises "
     "ValueError for a\nnegative offset and once the chain is the driver's "
@@ -566,7 +566,7 @@ virtq_get_fault(PyObject *op, void *closure)
 }
 
 PyDoc_STRVAR(virtq_start_doc,
-             "start()\n--\n\n"
+             "start($self, /)\n--\n\n"
              "Start on the rings that `size` and the addresses name; whether "
              "it did.\n\n"
              "False: the driver chose a size or an address that is "
@@ -594,7 +594,7 @@ virtq_start(PyObject *op, PyObject *unused)
 }
 
 PyDoc_STRVAR(virtq_stop_doc,
-             "stop()\n--\n\n"
+             "stop($self, /)\n--\n\n"
              "Stop it, sound again: all chains in flight are taken back.\n\n"
              "What the driver configured stays.");
 
@@ -611,7 +611,7 @@ virtq_stop(PyObject *op, PyObject *unused)
 }
 
 PyDoc_STRVAR(virtq_pop_doc,
-             "pop()\n--\n\n"
+             "pop($self, /)\n--\n\n"
              "The next Chain that the driver offered, or None.\n\n"
              "None when there is none, when the queue is not started, or when "
              "the driver broke\nit: then `fault` says how. Raises "
@@ -638,7 +638,7 @@ virtq_pop(PyObject *op, PyObject *unused)
 
 PyDoc_STRVAR(
     virtq_push_doc,
-    "push(chain, written=0)\n--\n\n"
+    "push($self, chain, written=0)\n--\n\n"
     "Return a chain to the driver, `written` bytes of it filled from the "
     "start.\n\n"
     "False, and nothing was returned, when a stop took the chain back "
@@ -671,7 +671,7 @@ virtq_push(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
 }
 
 PyDoc_STRVAR(virtq_interrupt_doc,
-             "must_interrupt()\n--\n\n"
+             "must_interrupt($self, /)\n--\n\n"
              "Whether the driver wants an interrupt for what was pushed since "
              "the last call\n(virtio 1.2, 2.7.7).");
 
@@ -688,7 +688,7 @@ virtq_must_interrupt(PyObject *op, PyObject *unused)
 }
 
 PyDoc_STRVAR(virtq_off_doc,
-             "notify_off()\n--\n\n"
+             "notify_off($self, /)\n--\n\n"
              "Tell the driver that it need not notify for now. It may all the "
              "same.");
 
@@ -705,7 +705,7 @@ virtq_notify_off(PyObject *op, PyObject *unused)
 }
 
 PyDoc_STRVAR(virtq_on_doc,
-             "notify_on()\n--\n\n"
+             "notify_on($self, /)\n--\n\n"
              "Ask the driver to notify at the next chain; whether some are "
              "there already.\n\n"
              "When they are, go on popping: it will not notify for those "
