@@ -360,7 +360,7 @@ finish(struct vcpu *self, int reason, const struct vmm_exit *exit)
     PyObject *ret;
 
     /* Once the access is settled rip is that of the next instruction. */
-    if (exit->len && !vmm_vcpu_get_regs(&self->cpu, &regs))
+    if (reason == VMM_EXIT_UNCLAIMED && !vmm_vcpu_get_regs(&self->cpu, &regs))
         rip = (uint64_t *)&regs.rip;
     ret = exit_new(self, reason, exit, rip);
     if (ret && settle(self))
