@@ -113,15 +113,15 @@ lint: $(SETUP) ## layout and habits of C and Python
 	@tools/setup --check
 	@echo "clang-format --dry-run -Werror"
 	@clang-format --dry-run -Werror $(wildcard csrc/*/*.[ch] tests/c/*.[ch] \
-	    guest/*/*.[ch] guest/include/pyvmm/*.h)
+	    bench/*.c guest/*/*.[ch] guest/include/pyvmm/*.h)
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 
 types: $(SETUP) ## mypy --strict
 	$(VENV)/python3 -m mypy --strict pyvmm
 
-bench: build ## benchmarks beside the bounds of the design
-	$(VENV)/python3 -m bench
+bench: build build/bench/bare.so ## figures beside the design's bounds (T=)
+	$(VENV)/python3 -m bench $(T)
 
 ##@ Housekeeping
 .PHONY: clean help fuzzers
@@ -189,7 +189,11 @@ $(B)/pyvmm: csrc/launcher/main.c $(B)/flags build/python.stamp
 $(B)/test_%: tests/c/test_%.c $(B)/libvmm.a $(B)/flags
 	$(call say,cc)$(COMPILE) -Icsrc -o $@ $< $(LINK_LINE) $(B)/libvmm.a $(C_LIBS)
 
+$(B)/bench/%.so: bench/%.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,cc)$(COMPILE) -shared -o $@ $<
+
 $(B)/fuzz_%: tests/c/fuzz_%.c $(B)/libvmm.a $(B)/flags
 	$(call say,cc)$(COMPILE) -fsanitize=fuzzer -Icsrc -o $@ $< $(B)/libvmm.a $(C_LIBS)
 
--include $(wildcard $(B)/obj/*/*.d $(B)/*.d)
+-include $(wildcard $(B)/obj/*/*.d $(B)/*.d $(B)/bench/*.d)

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * bare.c - what pyvmm is held against: the same guest on raw ioctls
+ *
+ * A shared library for the benchmarks (bench/bare.py loads it). It knows
+ * nothing of csrc/: the ioctls are those that pyvmm makes, in the same order,
+ * and the loop looks at the exit's reason and goes on.
+ *
+ * Errors: NULL or a negative number, and errno.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define EXPORT    __attribute__((visibility("default")))
+#define TSS_ADDR  0xffffd000UL
+#define MAX_CPUID 256
+#define ALL_LINES 0xff
+
+/* /dev/kvm, opened once in a process as pyvmm does. */
+struct host {
+    int fd;
+    size_t run_size;
+    uint64_t sync;
+    struct {
+        struct kvm_cpuid2 head;
+        struct kvm_cpuid_entry2 entry[MAX_CPUID];
+    } cpuid;
+};
+
+struct bare {
+    int vm_fd;
+    int cpu_fd;
+    void *ram;
+    size_t ram_len;
+    struct kvm_run *run;
+    size_t run_size;
+};
+
+EXPORT struct host *bare_host(void);
+EXPORT struct bare *bare_new(struct host *host, uint64_t gpa, uint64_t len,
+                             const void *image, uint64_t image_len,
+                             const struct kvm_sregs *sregs,
+                             const struct kvm_regs *regs);
+EXPORT int bare_run(struct bare *bare, uint64_t exits);
+EXPORT void bare_free(struct bare *bare);
+
+struct host *
+bare_host(void)
+{
+    struct host *host = calloc(1, sizeof *host);
+
+    if (!host)
+        return NULL;
+    host->fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (host->fd < 0)
+        goto fail;
+    host->run_size = (size_t)ioctl(host->fd, KVM_GET_VCPU_MMAP_SIZE, NULL);
+    host->sync =
+        (uint64_t)ioctl(host->fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS) &
+        (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
+    host->cpuid.head.nent = MAX_CPUID;
+    if (ioctl(host->fd, KVM_GET_SUPPORTED_CPUID, &host->cpuid))
+        goto fail;
+    return host;
+
+fail:
+    if (host->fd >= 0)
+        close(host->fd);
+    free(host);
+    return NULL;
+}
+
+static int
+create_irqchip(int vm_fd)
+{
+    if (ioctl(vm_fd, KVM_CREATE_IRQCHIP, NULL))
+        return -1;
+    for (uint32_t id = KVM_IRQCHIP_PIC_MASTER; id <= KVM_IRQCHIP_PIC_SLAVE;
+         id++) {
+        struct kvm_irqchip chip = {.chip_id = id};
+
+        if (ioctl(vm_fd, KVM_GET_IRQCHIP, &chip))
+            return -1;
+        chip.chip.pic.imr = ALL_LINES;
+        if (ioctl(vm_fd, KVM_SET_IRQCHIP, &chip))
+            return -1;
+    }
+    return 0;
+}
+
+static int
+create_vm(struct bare *bare, const struct host *host, uint64_t gpa,
+          const void *image, uint64_t image_len)
+{
+    struct kvm_userspace_memory_region slot = {
+        .guest_phys_addr = gpa,
+        .memory_size = bare->ram_len,
+    };
+
+    bare->ram = mmap(NULL, bare->ram_len, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (bare->ram == MAP_FAILED)
+        return -1;
+    memcpy(bare->ram, image, image_len);
+    bare->vm_fd = ioctl(host->fd, KVM_CREATE_VM, NULL);
+    if (bare->vm_fd < 0)
+        return -1;
+    slot.userspace_addr = (uintptr_t)bare->ram;
+    if (ioctl(bare->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot) ||
+        ioctl(bare->vm_fd, KVM_SET_TSS_ADDR, TSS_ADDR))
+        return -1;
+    return create_irqchip(bare->vm_fd);
+}
+
+/* Registers go along with the first KVM_RUN where that is possible. */
+static int
+set_registers(struct bare *bare, uint64_t sync, const struct kvm_sregs *sregs,
+              const struct kvm_regs *regs)
+{
+    struct kvm_sregs now;
+
+    if (ioctl(bare->cpu_fd, KVM_GET_SREGS, &now))
+        return -1;
+    if (sync == (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS)) {
+        bare->run->s.regs.sregs = *sregs;
+        bare->run->s.regs.regs = *regs;
+        bare->run->kvm_dirty_regs = sync;
+        return 0;
+    }
+    if (ioctl(bare->cpu_fd, KVM_SET_SREGS, sregs))
+        return -1;
+    return ioctl(bare->cpu_fd, KVM_SET_REGS, regs);
+}
+
+static int
+create_cpu(struct bare *bare, const struct host *host,
+           const struct kvm_sregs *sregs, const struct kvm_regs *regs)
+{
+    void *run;
+
+    bare->cpu_fd = ioctl(bare->vm_fd, KVM_CREATE_VCPU, NULL);
+    if (bare->cpu_fd < 0)
+        return -1;
+    run = mmap(NULL, host->run_size, PROT_READ | PROT_WRITE, MAP_SHARED,
+               bare->cpu_fd, 0);
+    if (run == MAP_FAILED)
+        return -1;
+    bare->run = run;
+    bare->run_size = host->run_size;
+    if (ioctl(bare->cpu_fd, KVM_SET_CPUID2, &host->cpuid))
+        return -1;
+    return set_registers(bare, host->sync, sregs, regs);
+}
+
+/*
+ * A VM of `len` bytes of RAM at `gpa` that begins with the image, an irqchip
+ * and one vCPU in the given state.
+ */
+struct bare *
+bare_new(struct host *host, uint64_t gpa, uint64_t len, const void *image,
+         uint64_t image_len, const struct kvm_sregs *sregs,
+         const struct kvm_regs *regs)
+{
+    struct bare *bare = calloc(1, sizeof *bare);
+
+    if (!bare)
+        return NULL;
+    bare->vm_fd = bare->cpu_fd = -1;
+    bare->ram_len = len;
+    bare->ram = MAP_FAILED;
+    if (create_vm(bare, host, gpa, image, image_len) ||
+        create_cpu(bare, host, sregs, regs)) {
+        int err = errno;
+
+        bare_free(bare);
+        errno = err;
+        return NULL;
+    }
+    return bare;
+}
+
+void
+bare_free(struct bare *bare)
+{
+    if (bare->run)
+        munmap(bare->run, bare->run_size);
+    if (bare->cpu_fd >= 0)
+        close(bare->cpu_fd);
+    if (bare->vm_fd >= 0)
+        close(bare->vm_fd);
+    if (bare->ram != MAP_FAILED)
+        munmap(bare->ram, bare->ram_len);
+    free(bare);
+}
+
+/* The loop: so many accesses to ports or addresses, answered by nobody. */
+int
+bare_run(struct bare *bare, uint64_t exits)
+{
+    while (exits) {
+        if (ioctl(bare->cpu_fd, KVM_RUN, NULL)) {
+            if (errno == EINTR)
+                continue;
+            return -1;
+        }
+        switch (bare->run->exit_reason) {
+        case KVM_EXIT_IO:
+        case KVM_EXIT_MMIO:
+            exits--;
+            continue;
+        default:
+            errno = EPROTO;
+            return -1;
+        }
+    }
+    return 0;
+}

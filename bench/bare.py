@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same guest on raw ioctls: build/bench/bare.so."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_int, c_uint64, c_void_p
+from pathlib import Path
+
+LIBRARY = Path(__file__).parent.parent / "build/bench/bare.so"
+
+
+class _Library:
+    """The functions of bare.c, loaded when they are first needed."""
+
+    def __init__(self) -> None:
+        lib = ctypes.CDLL(str(LIBRARY), use_errno=True)
+        lib.bare_host.restype = c_void_p
+        lib.bare_new.restype = c_void_p
+        lib.bare_new.argtypes = [
+            c_void_p, c_uint64, c_uint64, c_char_p, c_uint64, c_char_p, c_char_p,
+        ]  # fmt: skip
+        lib.bare_run.restype = c_int
+        lib.bare_run.argtypes = [c_void_p, c_uint64]
+        lib.bare_free.restype = None
+        lib.bare_free.argtypes = [c_void_p]
+        self.new = lib.bare_new
+        self.run = lib.bare_run
+        self.free = lib.bare_free
+        self.host = lib.bare_host()
+        if not self.host:
+            refuse("/dev/kvm")
+
+
+_library: _Library | None = None
+
+
+def library() -> _Library:
+    global _library
+    if _library is None:
+        _library = _Library()
+    return _library
+
+
+def refuse(what: str) -> None:
+    err = ctypes.get_errno()
+    raise OSError(err, f"{what}: {os.strerror(err)}")
+
+
+class Bare:
+    """A VM made by raw ioctls; `regs` and `sregs` as VCPU.get() gives them."""
+
+    def __init__(
+        self, gpa: int, size: int, image: bytes, sregs: bytes, regs: bytes
+    ) -> None:
+        lib = library()
+        self._lib = lib
+        self._bare = lib.new(
+            lib.host, gpa, size, image, len(image), sregs, regs
+        )
+        if not self._bare:
+            refuse("bare_new")
+
+    def run(self, exits: int) -> None:
+        """Enter the guest again and again until it has left so often."""
+        if self._lib.run(self._bare, exits):
+            refuse("bare_run")
+
+    def close(self) -> None:
+        if self._bare:
+            self._lib.free(self._bare)
+            self._bare = None

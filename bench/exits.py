@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an exit costs: handled in C, handled by a Python device."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from pyvmm import _vmm
+
+from .bare import Bare
+from .measure import Figure, Step, difference, pairs, ratio, timed
+from .table import Row
+
+BASE = 0x100000
+SIZE = 0x100000
+BATCH_NS = 5e6  # long against what entering and leaving run() costs
+MODES = {"protected": "ring 0", "user": "ring 3"}
+
+READ = 0xE4  # in $PORT, %al
+WRITE = 0xE6  # out %al, $PORT
+PORTS = {READ: 0xED, WRITE: 0xE9}  # the console's: input waiting; output
+
+REGS = struct.Struct("<18Q")  # struct kvm_regs; 16 is rip
+
+
+class PythonDevice:
+    """The least that a device does."""
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        pass
+
+
+class Guest:
+    """A guest that makes `count` accesses to a port, then ends the run.
+
+    The count is in its code: set_count() writes it there.
+    """
+
+    def __init__(self, kvm: _vmm.KVM, mode: str, op: int, device: object) -> None:
+        port = PORTS[op]
+        self.count = 0
+        code = bytes([
+            0xB9, 0, 0, 0, 0,  # start: mov $count, %ecx
+            op, port,  # next: in or out
+            0xFF, 0xC9,  # dec %ecx
+            0x75, 0xFA,  # jnz next
+            WRITE, _vmm.EXIT_PORT,
+            0xEB, 0xF1,  # jmp start
+        ])  # fmt: skip
+        self.memory = _vmm.Memory()
+        self.memory.add(BASE, SIZE)
+        self.memory.write(BASE, code)
+        tables = 0
+        if mode == "user":
+            tables = BASE + SIZE - _vmm.x86_tables_size(0)
+            _vmm.x86_tables(self.memory, tables, 1 << 32)
+        self.vm = _vmm.VM(kvm, self.memory)
+        self.vm.create_irqchip()
+        self.cpu = _vmm.VCPU(self.vm)
+        self.vm.pio.add(_vmm.CONSOLE_PORT, _vmm.CONSOLE_SIZE, device)
+        self.vm.pio.add(_vmm.EXIT_PORT, _vmm.EXIT_SIZE, _vmm.ExitPort())
+        regs = [0] * 18
+        regs[16] = BASE
+        self.cpu.start(mode, REGS.pack(*regs), tables)
+
+    def set_count(self, count: int) -> None:
+        self.count = count
+        self.memory.write_u32(BASE + 1, count)
+
+    def batch(self) -> None:
+        end = self.cpu.run()
+        if end.reason != _vmm.EXIT_STOP:
+            raise RuntimeError(f"the guest ended otherwise: {end}")
+
+    def twin(self) -> Bare:
+        """A bare VM with the memory and the registers that this one has."""
+        image = self.memory.read(BASE, SIZE)
+        state = self.cpu.get("sregs"), self.cpu.get("regs")
+        return Bare(BASE, SIZE, image, *state)
+
+    def close(self) -> None:
+        self.vm.close()
+
+
+def native(op: int) -> object:
+    """The console: it answers at once, or keeps the last 4 KiB."""
+    return _vmm.Console(limit=4096)
+
+
+def calibrate(guest: Guest) -> int:
+    """How many exits make a batch of BATCH_NS here."""
+    guest.set_count(50)
+    step = timed(guest.batch)
+    step()
+    each = min(step() for _ in range(5)) / 50
+    return max(20, int(BATCH_NS / each))
+
+
+class Group:
+    """Guests of one kind, made side by side and closed together."""
+
+    def __init__(self, kvm: _vmm.KVM, mode: str, op: int) -> None:
+        self.kvm = kvm
+        self.mode = mode
+        self.op = op
+        self.count = 0
+        self._guests: list[Guest] = []
+        self._bare: list[Bare] = []
+
+    def guest(self, device: object) -> Guest:
+        guest = Guest(self.kvm, self.mode, self.op, device)
+        self._guests.append(guest)
+        if not self.count:
+            self.count = calibrate(guest)
+        guest.set_count(self.count)
+        guest.batch()  # warm
+        return guest
+
+    def native(self) -> Step:
+        return timed(self.guest(native(self.op)).batch)
+
+    def python(self) -> Step:
+        return timed(self.guest(PythonDevice()).batch)
+
+    def bare(self) -> Step:
+        twin = self.guest(native(self.op)).twin()
+        self._bare.append(twin)
+        exits = self.count + 1  # the last one is the write to the exit port
+        twin.run(exits)
+        return timed(lambda: twin.run(exits))
+
+    def close(self) -> None:
+        for guest in self._guests:
+            guest.close()
+        for bare in self._bare:
+            bare.close()
+        _vmm.reap()
+
+
+Found = list[tuple[float, float]]
+
+
+def measure(
+    mode: str,
+    op: int,
+    first: Callable[[Group], Step],
+    second: Callable[[Group], Step],
+    rounds: int,
+    count: int,
+) -> tuple[Found, Found]:
+    """Pairs over several sets of fresh VMs: whole batches, and per exit.
+
+    Where the pages of one VM happen to lie makes it a little faster or slower
+    than its neighbour: so no set is trusted alone.
+    """
+    kvm = _vmm.KVM()
+    found: Found = []
+    each: Found = []
+    for i in range(rounds):
+        group = Group(kvm, mode, op)
+        try:
+            if i % 2:
+                b = second(group)
+                a = first(group)
+            else:
+                a = first(group)
+                b = second(group)
+            part = pairs(a, b, count)
+        finally:
+            group.close()
+        found += part
+        each += [(x / group.count, y / group.count) for x, y in part]
+    return found, each
+
+
+def in_c(effort: float) -> Iterator[Row]:
+    """The core's loop against the bare one."""
+    rounds, count = round(10 * effort), 24
+    for mode, ring in MODES.items():
+        found, _ = measure(mode, READ, Group.bare, Group.bare, rounds, count)
+        yield Row(f"control: bare loop, against itself, {ring}",
+                  ratio(found), unit="x", digits=3)  # fmt: skip
+        for op, name in ((READ, "read"), (WRITE, "write")):
+            found, each = measure(
+                mode, op, Group.bare, Group.native, rounds, count
+            )
+            cost = Figure([a for a, _ in each]).median / 1e3
+            yield Row(
+                f"exit in C, against a bare loop, {name}, {ring}",
+                ratio(found), 1.05, unit="x", digits=3,
+                note=f"of {cost:.1f} us",
+            )  # fmt: skip
+
+
+def in_python(effort: float) -> Iterator[Row]:
+    """A Python device over a native one."""
+    rounds, count = round(10 * effort), 24
+    for mode, ring in MODES.items():
+        for op, name in ((READ, "read"), (WRITE, "write")):
+            _, each = measure(
+                mode, op, Group.native, Group.python, rounds, count
+            )
+            yield Row(
+                f"exit in Python, over one in C, {name}, {ring}",
+                difference(each), 0.6, unit="us", scale=1e-3,
+            )  # fmt: skip
+
+
+def dispatch(effort: float) -> Iterator[Row]:
+    """The dispatcher alone, hot."""
+    guest = Guest(_vmm.KVM(), "protected", READ, PythonDevice())
+    bus, port = guest.vm.pio, PORTS[READ]
+    values = [
+        _vmm.bench_dispatch(bus, port, 1, 20000)
+        for _ in range(round(100 * effort))
+    ]
+    guest.close()
+    yield Row("dispatch to a Python device, hot loop, read",
+              Figure(values), 80, unit="ns", digits=0)  # fmt: skip
