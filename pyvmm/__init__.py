@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual machines as a Python library: KVM guests in your process.
+
+    import pyvmm
+
+    with pyvmm.Machine(memory="16M") as m:
+        m.load("kernel.elf")
+        m.attach(pyvmm.Rng())
+        stop = m.run(timeout=5)
+    print(stop.reason, stop.status, m.console.text)
+
+Importing does nothing: each name is loaded when it is first used.
+
+    machine.py     Machine: assembles, runs, closes
+    run.py         what happens inside run(): vCPUs, threads, ends
+    debug.py       breakpoints, watchpoints, steps, and whether they work here
+    stop.py        Stop: why run() ended, and the report of it
+    cpu.py         registers and page tables of one vCPU
+    memory.py      the address spaces m.mem and m.cpu.mem
+    device.py      Device and Irq: what users subclass
+    rng.py         Rng: a native virtio-rng
+    wiring.py      addresses, lines and eventfds of attached devices
+    console.py     output, input, expect
+    image.py       what load() takes: ELF files, bytes, snippets
+    snippet.py     assembly and C made into images
+    symbols.py     names to addresses and back
+    boot/          how a guest is told what the machine is like
+    x86.py         layouts of kernel structures, page table formats
+    host.py        what the KVM of this host can do
+    errors.py      exceptions
+    cli.py         the command line
+    _vmm           the C core: KVM, Memory, VM, VCPU, buses, devices
+    sdk/           the guest runtime, for C snippets
+    devices/       devices that stand alone
+"""
+
+__version__ = "0.1.0.dev0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import boot as boot
+    from .boot import Boot as Boot
+    from .boot.start_info import StartInfo as StartInfo
+    from .device import Device as Device
+    from .device import Irq as Irq
+    from .errors import Error as Error
+    from .errors import GuestError as GuestError
+    from .errors import GuestTimeout as GuestTimeout
+    from .errors import Unsupported as Unsupported
+    from .machine import Machine as Machine
+    from .rng import Rng as Rng
+    from .stop import Stop as Stop
+
+# Public name: the module that has it.
+_HOME = {
+    "Boot": "boot",
+    "Device": "device",
+    "Error": "errors",
+    "GuestError": "errors",
+    "GuestTimeout": "errors",
+    "Irq": "device",
+    "Machine": "machine",
+    "Rng": "rng",
+    "StartInfo": "boot.start_info",
+    "Stop": "stop",
+    "Unsupported": "errors",
+}
+
+__all__ = [  # noqa: RUF022 - in the order of a first look
+    "Machine",
+    "Device",
+    "Irq",
+    "Rng",
+    "Stop",
+    "Error",
+    "GuestError",
+    "GuestTimeout",
+    "Unsupported",
+    "Boot",
+    "StartInfo",
+    "boot",
+]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name == "boot":
+        return import_module(".boot", __name__)
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

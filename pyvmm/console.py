@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console of a machine: what the guest printed, and what it reads.
+
+Source: docs/guest-abi.md, ports 0xe9 to 0xed.
+"""
+
+from __future__ import annotations
+
+from threading import RLock
+
+from . import _vmm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Buffer, Callable
+    from typing import Any
+
+    from .machine import Machine
+
+WINDOW = 65536  # bytes of output that expect() looks through
+TAIL = 400  # characters of output in an error's text
+
+
+class Console:
+    """`m.console`: output as `text` and `bytes`, input by send(), expect().
+
+    Readable after close. Output is kept up to 16 MiB; of a guest that prints
+    more the oldest is forgotten (`native.dropped` counts the bytes).
+
+    Threads: any.
+    """
+
+    def __init__(self, machine: Machine, target: object) -> None:
+        self._machine = machine
+        self.native = _vmm.Console()
+        self.line: int | None = None  # interrupt for input
+        self._lock = RLock()
+        self._live: Callable[[bytes], object] | None = None
+        self._live_at = 0
+        self._flush: Callable[[], object] | None = None
+        self._expect_at = 0
+        self._pattern: re.Pattern[Any] | None = None
+        self._found: re.Match[Any] | None = None
+        self._connect(target)
+
+    def _connect(self, target: object) -> None:
+        """What Machine(console=...) was given."""
+        if target is True:
+            return
+        if isinstance(target, int):
+            if target < 0:
+                raise ValueError(f"console {target} is no file descriptor")
+            self.native.out_fd = target
+            return
+        if callable(getattr(target, "write", None)):
+            self._connect_file(target)
+        elif callable(target):
+            self._live = target
+        else:
+            raise TypeError(
+                "console is True, False, a callable that takes bytes, a file "
+                f"or a file descriptor, not {type(target).__name__}"
+            )
+        if self._live is not None:
+            self.native.on_output = self._on_output
+            self.native.lines = True
+
+    def _connect_file(self, file: Any) -> None:
+        try:
+            fd = file.fileno()
+        except (AttributeError, OSError, ValueError):
+            fd = -1  # a file in memory, a notebook's, pytest's
+        if fd >= 0:
+            self.native.out_fd = fd
+            self._flush = getattr(file, "flush", None)
+        elif hasattr(file, "encoding") or hasattr(file, "getvalue"):
+            text = not isinstance(getattr(file, "getvalue", str)(), bytes)
+            self._live = _text_writer(file) if text else file.write
+        else:
+            self._live = file.write
+
+    # -- output --------------------------------------------------------------
+
+    @property
+    def bytes(self) -> bytes:
+        """All output so far."""
+        return self.native.read()
+
+    @property
+    def text(self) -> str:
+        """All output so far as text: UTF-8, what is none as U+FFFD."""
+        return self.bytes.decode("utf-8", "replace")
+
+    @property
+    def tail(self) -> str:
+        """The end of the output, for error messages."""
+        end = self.native.end
+        data = self.native.read(max(0, end - TAIL))
+        return data.decode("utf-8", "replace")
+
+    def _on_output(self) -> None:
+        """Called by the binding, on the thread of the vCPU that printed."""
+        with self._lock:
+            if self._live is not None:
+                self._deliver(whole_lines=True)
+            if self._pattern is not None and self._found is None:
+                self._found = self._search()
+                if self._found is not None:
+                    self._machine._runner.interrupt("match")
+
+    def _deliver(self, whole_lines: bool) -> None:
+        """Hand new output to the callable, a line at a time."""
+        assert self._live is not None
+        data = self.native.read(self._live_at)
+        if not data:
+            return
+        start = self.native.end - len(data)
+        for line in data.splitlines(keepends=True):
+            if whole_lines and not line.endswith(b"\n"):
+                break
+            # First count, then call: an exception does not bring it again.
+            start += len(line)
+            self._live_at = start
+            self._live(line)
+
+    def flush(self) -> None:
+        """Pass on the output that no newline has ended yet."""
+        self.native.flush()
+        if self._live is not None:
+            with self._lock:
+                self._deliver(whole_lines=False)
+
+    def prepare(self) -> None:
+        """A run begins: what Python has buffered for the file goes first."""
+        if self._flush is not None:
+            self._flush()
+
+    # -- input ---------------------------------------------------------------
+
+    def send(self, data: str | Buffer) -> None:
+        """Give input to the guest: text (as UTF-8) or bytes.
+
+        It waits until the guest reads it; with Machine(console_irq=...) the
+        guest is interrupted as well.
+        """
+        if isinstance(data, str):
+            data = data.encode()
+        self.native.send(data)
+        vm = self._machine._vm
+        if self.line is not None and vm is not None and not vm.closed:
+            vm.irq_line(self.line, True)
+            vm.irq_line(self.line, False)
+
+    # -- expect --------------------------------------------------------------
+
+    def expect(
+        self, pattern: str | _bytes, timeout: float | None = None
+    ) -> re.Match[Any]:
+        """Run until the output matches a regular expression; the match.
+
+        Looks at what came after the match of the expect() before, at most the
+        last 64 KiB of it, and runs the machine unless that matches already (or
+        waits, when it runs in the background). Text patterns give a match of
+        text, in which bytes that are no UTF-8 are surrogates; patterns of
+        bytes one of bytes.
+
+        Raises GuestTimeout after `timeout` seconds, GuestError when the guest
+        ends first; both texts end with what was printed last.
+        """
+        import re
+
+        with self._lock:
+            if self._pattern is not None:
+                raise RuntimeError("expect() is waiting on another thread")
+            self._pattern = re.compile(pattern)
+            self._found = self._search()
+            if self._found is None:
+                # From here on each byte is looked at.
+                self.native.on_output = self._on_output
+                self.native.watch = True
+        try:
+            if self._found is None:
+                self._machine._run_for_match(self, timeout)
+        finally:
+            with self._lock:
+                match, self._found = self._found, None
+                self._pattern = None
+                self.native.watch = False
+                if self._live is None:
+                    self.native.on_output = None
+        assert match is not None
+        return match
+
+    @property
+    def matched(self) -> bool:
+        """Whether the expect() that is waiting has what it waits for."""
+        return self._found is not None
+
+    @property
+    def expected(self) -> str:
+        """The pattern that expect() waits for."""
+        return repr(self._pattern.pattern) if self._pattern else "nothing"
+
+    def _search(self) -> re.Match[Any] | None:
+        """The next match, which is taken; None when there is none yet."""
+        assert self._pattern is not None
+        end = self.native.end
+        start = max(self._expect_at, end - WINDOW)
+        data = self.native.read(start)
+        start = end - len(data)
+        if isinstance(self._pattern.pattern, bytes):
+            match = self._pattern.search(data)
+            taken = match.end() if match else 0
+        else:
+            text = data.decode("utf-8", "surrogateescape")
+            match = self._pattern.search(text)
+            before = text[: match.end()] if match else ""
+            taken = len(before.encode("utf-8", "surrogateescape"))
+        if match is not None:
+            self._expect_at = start + taken
+        return match
+
+    def __repr__(self) -> str:
+        return f"<Console {self.native.end} bytes: {self.tail[-60:]!r}>"
+
+
+_bytes = bytes  # the class has a property of that name
+
+
+def _text_writer(file: Any) -> Callable[[bytes], object]:
+    """A callable that writes bytes to a file of text."""
+
+    def write(data: bytes) -> None:
+        file.write(data.decode("utf-8", "replace"))
+
+    return write

@@ -1,0 +1,739 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machine: describe it in any order, run it, look at it, close it."""
+
+from __future__ import annotations
+
+import atexit
+from weakref import WeakSet
+
+from . import _vmm, ends
+from .boot import Boot, Placed, Platform, Region
+from .console import Console
+from .cpu import Cpu
+from .debug import Debugger
+from .errors import GuestError, GuestTimeout
+from .image import make_image
+from .memory import (
+    PhysicalMemory,
+    check_host,
+    parse_size,
+    ram_ranges,
+)
+from .run import CLOSE, PAUSE, Runner, closed_error
+from .symbols import Symbols
+from .wiring import LINES, Wiring
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Buffer, Callable, Sequence
+    from os import PathLike
+    from types import TracebackType
+    from typing import TypeVar
+
+    from .debug import Point
+    from .image import Image
+    from .run import End
+    from .stop import Stop
+    from .symbols import Address
+
+    D = TypeVar("D")
+
+EXIT_SECONDS = 2.0  # what the interpreter's exit waits for a device's method
+
+_alive: WeakSet[Machine] = WeakSet()
+
+
+class Machine:
+    """A virtual machine in this process.
+
+    `memory`: bytes of RAM, or text such as "16M"; a multiple of 4096. It is
+    at 1 MiB; what exceeds 3 GiB goes on at 4 GiB.
+    `cpus`: how many vCPUs; more than one need the irqchip.
+    `cmdline`: words for the guest.
+    `strict`: an access that nobody claims ends the run with a GuestError;
+    otherwise reads give all ones, writes vanish, `unclaimed` counts.
+    `irqchip`, `pit`: make the in-kernel interrupt controllers and timer.
+    `console`: True keeps output in `m.console`; a file, a file descriptor or a
+    callable that takes lines of bytes gets it live too; False: none.
+    `console_irq`: a line to pulse on input; True chooses one.
+    `boot`: how the guest is told of all this, default `StartInfo()`.
+
+    It may be described in any order. The host's objects are made when m.mem,
+    m.vm or m.cpu is used or it is run; then add_memory() is refused. The boot
+    information is made at the first m.cpu or run: devices attached later work
+    but are not in it. A context manager, which closes.
+
+    Raises ValueError and TypeError for arguments that make no sense, OSError
+    when the host refuses.
+
+    Threads: any. One thread at a time runs it; pause() and close() from
+    another end that run.
+    """
+
+    def __init__(
+        self,
+        memory: int | str = "16M",
+        *,
+        cpus: int = 1,
+        cmdline: str = "",
+        strict: bool = True,
+        irqchip: bool = True,
+        pit: bool = False,
+        console: object = True,
+        console_irq: int | bool | None = None,
+        boot: Boot | None = None,
+    ) -> None:
+        self._closed = True  # until it is whole
+        size = parse_size(memory)
+        check_host(size)
+        if not isinstance(cpus, int) or cpus < 1:
+            raise ValueError(f"cpus {cpus!r} is not 1 or more")
+        if cpus > 1 and not irqchip:
+            raise ValueError("more than one vCPU needs irqchip=True")
+        if pit and not irqchip:
+            raise ValueError("pit=True needs irqchip=True")
+        if boot is not None and not callable(getattr(boot, "start", None)):
+            raise TypeError("boot is an object with start(platform), a Boot")
+        self._count = cpus
+        self._strict = strict
+        self._irqchip = irqchip
+        self._pit = pit
+        self._boot_protocol = boot
+        self._initrd: bytes | None = None
+        self.cmdline = check_cmdline(cmdline)
+        self.memory = _vmm.Memory()
+        for gpa, length in ram_ranges(size):
+            self.memory.add(gpa, length)
+        self._vm: _vmm.VM | None = None
+        self._image: Image | None = None
+        self._symbols = Symbols()
+        self._mem = PhysicalMemory(self.memory, lambda: self._symbols)
+        self._cpus: list[Cpu] = []
+        self._booted = False
+        self._ran = False
+        self._close_after = False
+        self._trace: Callable[[_vmm.Exit], object] | None = None
+        self._runner = Runner()
+        self._debug = Debugger(self)
+        self._own_ports = [(_vmm.EXIT_PORT, _vmm.EXIT_SIZE, "the exit port")]
+        self._own_lines: set[int] = set()
+        self._wiring = Wiring(self, irqchip)
+        self._console: Console | None = None
+        if console is not False and console is not None:
+            self._console = Console(self, console)
+            self._own_ports.append(
+                (_vmm.CONSOLE_PORT, _vmm.CONSOLE_SIZE, "the console")
+            )
+            self._console_line(console_irq)
+        self._closed = False
+
+    def _console_line(self, line: int | bool | None) -> None:
+        if line is None or line is False:
+            return
+        line = LINES[0] if line is True else line
+        if line not in LINES or not self._irqchip:
+            raise ValueError(
+                f"console_irq {line} is not one of 5 to 23, with an irqchip"
+            )
+        assert self._console is not None
+        self._console.line = line
+        self._own_lines.add(line)
+
+    # -- describing ----------------------------------------------------------
+
+    def add_memory(
+        self,
+        gpa: int,
+        size: int | str | None = None,
+        *,
+        readonly: bool = False,
+        shared: bool = False,
+        huge: bool = False,
+        data: Buffer | None = None,
+    ) -> None:
+        """Add a region of RAM at a guest-physical address.
+
+        `gpa` and `size` are multiples of 4096; without `size` it is that of
+        `data`, rounded up. `data`: what is in it at first, else zeros.
+        `readonly`: the guest's writes end the run, or vanish if not strict.
+        `shared`: a memfd, for other processes to map (`m.mem.regions`).
+        `huge`: ask for huge pages. Raises ValueError when it overlaps RAM or a
+        device, or once the machine has been realised.
+        """
+        self._check_open()
+        content = memoryview(data).cast("B") if data is not None else None
+        if size is None:
+            if not content:
+                raise ValueError("a region needs size= or data=")
+            size = -(-len(content) // 4096) * 4096
+        length = parse_size(size, "size")
+        check_host(length + self.memory.size)
+        if content is not None and len(content) > length:
+            raise ValueError(f"{len(content)} bytes of data for {length}")
+        for slot in self._wiring.slots:
+            if slot.is_port or slot.base >= gpa + length:
+                continue
+            if gpa < slot.base + slot.size:
+                raise ValueError(
+                    f"RAM {gpa:#x}..{gpa + length - 1:#x} overlaps {slot}"
+                )
+        flags = _vmm.MEM_READONLY if readonly else 0
+        flags |= _vmm.MEM_SHARED if shared else 0
+        flags |= _vmm.MEM_HUGE if huge else 0
+        self.memory.add(gpa, length, flags)
+        if content is not None:
+            self.memory.write(gpa, content)
+
+    def load(
+        self,
+        source: str | PathLike[str] | Buffer | None = None,
+        *,
+        asm: str | None = None,
+        c: str | None = None,
+        raw: Buffer | None = None,
+        at: int | None = None,
+        mode: str | None = None,
+        entry: Address | None = None,
+        initrd: str | PathLike[str] | Buffer | None = None,
+        cmdline: str | None = None,
+    ) -> None:
+        """What the guest shall run: one of an ELF file, a snippet, raw bytes.
+
+        `source`: path or bytes of an ELF executable. `asm`: assembly, Intel
+        syntax; `c`: a C program on the runtime of pyvmm/sdk (`#include
+        <runtime.h>`): both want binutils or gcc, and their complaints are the
+        text of an Error. `raw`: bytes.
+        `at`: where asm and raw go (0x100000; 0x7c00 in real mode). `mode` of
+        the CPU at the entry: "real", "protected" (32-bit, the default), "long"
+        (64-bit, ring 0) or "user" (64-bit, ring 3). `entry`: where it starts.
+        `initrd`: path or bytes, put into RAM. `cmdline` replaces m.cmdline.
+
+        All is checked at once against the memory described so far; raises
+        ValueError, and RuntimeError when the guest has run already.
+        """
+        self._check_open()
+        if self._ran:
+            raise RuntimeError("the guest has run: make another Machine")
+        image = make_image(
+            self.memory,
+            source,
+            asm=asm,
+            c=c,
+            raw=raw,
+            at=at,
+            mode=mode,
+            entry=entry,
+        )
+        if cmdline is not None:
+            self.cmdline = check_cmdline(cmdline)
+        if initrd is not None:
+            if isinstance(initrd, str) or hasattr(initrd, "__fspath__"):
+                with open(initrd, "rb") as file:
+                    self._initrd = file.read()
+            else:
+                self._initrd = bytes(initrd)
+        self._image = image
+        self._symbols = image.symbols
+        self._booted = False
+        if self._vm is not None:
+            image.write(self.memory)
+
+    def attach(
+        self,
+        device: D,
+        *,
+        mmio: int | bool | None = None,
+        port: int | None = None,
+        irq: int | None = None,
+        name: str | None = None,
+    ) -> D:
+        """Put a device on the machine, and return it.
+
+        `mmio`: its address; None chooses one from 0xd0000000 on. `port`: its
+        first port instead. `irq`: the line of its first Irq(), 1 to 23; None
+        chooses 16 to 23 first, then 5 to 15. `name`: its word on the guest's
+        command line, the class's name in lower case by default.
+
+        The device is a Device, any object with size, read() and write(), an
+        Rng, or a `_vmm.VirtioMMIO`. Raises ValueError naming the occupant when
+        the place is taken. Works while the guest runs, too.
+        """
+        self._check_open()
+        self._wiring.attach(device, mmio, port, irq, name)
+        return device
+
+    def detach(self, device: object) -> None:
+        """Take a device off; ValueError when it is not attached."""
+        self._check_open()
+        self._wiring.detach(device)
+
+    # -- making it -----------------------------------------------------------
+
+    def _realise(self) -> _vmm.VM:
+        """Make the host's objects, in the order that is fast."""
+        self._check_open()
+        if self._vm is not None:
+            return self._vm
+        from .host import kvm
+
+        vm = _vmm.VM(kvm(), self.memory)
+        try:
+            vm.strict = self._strict
+            if self._irqchip:
+                vm.create_irqchip()
+            if self._pit:
+                vm.create_pit()
+            vcpus = [
+                _vmm.VCPU(vm, cpus=self._count) for _ in range(self._count)
+            ]
+            vm.pio.add(_vmm.EXIT_PORT, _vmm.EXIT_SIZE, _vmm.ExitPort())
+            if self._console is not None:
+                vm.pio.add(
+                    _vmm.CONSOLE_PORT,
+                    _vmm.CONSOLE_SIZE,
+                    self._console.native,
+                )
+                vm.wakers += self._console.line is not None
+            self._wiring.realise(vm)
+            if self._image is not None:
+                self._image.write(self.memory)
+        except BaseException:
+            vm.close()
+            raise
+        self._vm = vm
+        self._runner.vcpus = vcpus
+        self._cpus = [Cpu(self, vcpu) for vcpu in vcpus]
+        for vcpu in vcpus:
+            vcpu.trace = self._trace
+        if not _alive:
+            atexit.register(_close_all)
+        _alive.add(self)
+        return vm
+
+    def _boot(self, running: bool = False) -> None:
+        """Write the boot information and set the start registers, once."""
+        self._realise()
+        if self._booted:
+            return
+        protocol = self._boot_protocol
+        if protocol is None:
+            if self._image is None and not running:
+                self._booted = True  # in the processor's reset state
+                return
+            from .boot.start_info import StartInfo
+
+            protocol = StartInfo()
+        start = protocol.start(self._platform())
+        for gpa, data in start.writes:
+            self.memory.write(gpa, data)
+        if start.tables:
+            span = max(gpa + n for gpa, n, *_ in self.memory.regions)
+            _vmm.x86_tables(self.memory, start.tables, span)
+        from . import x86
+
+        values = dict.fromkeys(x86.REGS, 0)
+        for name, value in start.registers.items():
+            if name not in values:
+                raise ValueError(f"boot: no register {name!r}")
+            values[name] = value
+        regs = x86.REGS_STRUCT.pack(*values.values())
+        self._cpus[0].vcpu.start(start.mode, regs, start.tables)
+        self._booted = True
+
+    def _platform(self) -> Platform:
+        """What a boot protocol is told."""
+        return Platform(
+            [
+                Region(gpa, size, bool(flags & _vmm.MEM_READONLY))
+                for gpa, size, flags, _ in self.memory.regions
+            ],
+            self._image,
+            sorted(
+                (
+                    Placed(
+                        slot.name,
+                        slot.base,
+                        slot.size,
+                        is_port=slot.is_port,
+                        line=slot.lines[0] if slot.lines else 0,
+                        virtio=slot.is_virtio,
+                    )
+                    for slot in self._wiring.slots
+                ),
+                key=lambda placed: placed.base,
+            ),
+            self.cmdline,
+            self._initrd,
+            _vmm.IOAPIC_BASE if self._irqchip else 0,
+        )
+
+    # -- running -------------------------------------------------------------
+
+    def run(
+        self,
+        until: Address | list[Address] | tuple[Address, ...] | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> Stop:
+        """Run the guest until it ends, and say why.
+
+        `until`: an address or several, at most 4 with the breakpoints that are
+        set; the guest stops before the instruction there. `timeout`: seconds
+        of wall time.
+
+        Returns a Stop for exit, halt, reset, poweroff, until, break, step and
+        pause; it may be called again and goes on. Raises GuestError for a
+        triple fault, an emulation failure, an access that nobody claims and
+        what else nobody means, GuestTimeout when `timeout` has passed;
+        `check=False` returns those too. Exceptions of devices and
+        KeyboardInterrupt leave it unchanged, and the machine may run on.
+        Raises Unsupported when this host cannot do `until`, ValueError on a
+        closed machine, RuntimeError when it runs already, and Error when
+        another thread closes it meanwhile.
+        """
+        return self._guarded(lambda: self._until(until, timeout), check)
+
+    def _guarded(self, run: Callable[[], Stop], check: bool) -> Stop:
+        """run() as the only one, with its outcome remembered."""
+        runner = self._runner
+        runner.begin()
+        outcome: Stop | BaseException = closed_error()
+        try:
+            self._boot(running=True)
+            self._ran = True
+            if self._console is not None:
+                self._console.prepare()
+            outcome = run()
+            if check and outcome.crashed:
+                raise ends.make_error(outcome)
+            return outcome
+        except BaseException as exc:
+            outcome = exc
+            raise
+        finally:
+            try:
+                if self._console is not None:
+                    self._console.flush()
+            finally:
+                runner.finish(outcome)
+                if self._close_after:
+                    self.close()
+
+    def _until(
+        self,
+        until: Address | list[Address] | tuple[Address, ...] | None,
+        timeout: float | None,
+    ) -> Stop:
+        points = self._debug.targets(until)
+        end = self._debug.run(points, timeout)
+        return self._stop(end, self._debug.hit(end, points), timeout)
+
+    def _stop(
+        self, end: End, point: Point | None, timeout: float | None
+    ) -> Stop:
+        if self._runner.wanted == CLOSE:
+            raise closed_error()
+        if point is not None:
+            point.hits += 1
+        return ends.make_stop(self, end, point, timeout)
+
+    def step(
+        self, n: int = 1, *, cpu: int = 0, timeout: float | None = None
+    ) -> Stop:
+        """Run `n` instructions of one vCPU, the others standing still.
+
+        Returns the Stop of the last ("step"), or of what came before; raises
+        as run() does. Unsupported where the host cannot step.
+        """
+        if n < 1:
+            raise ValueError(f"n {n} is not 1 or more")
+        if not 0 <= cpu < self._count:
+            raise ValueError(f"cpu {cpu} is outside 0..{self._count - 1}")
+
+        def run() -> Stop:
+            for _ in range(n):
+                end = self._debug.step(cpu, timeout)
+                if end[1].reason != _vmm.EXIT_DEBUG:
+                    break
+            return self._stop(end, None, timeout)
+
+        return self._guarded(run, True)
+
+    def start(
+        self,
+        until: Address | list[Address] | tuple[Address, ...] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """run() on a thread of its own; pause() or wait() gives its outcome.
+
+        Raises ValueError on a closed machine, RuntimeError when it runs.
+        """
+        self._check_open()
+        self._runner.start(lambda: self.run(until, timeout))
+
+    def pause(self) -> Stop:
+        """Make the run that goes on end, and return its Stop.
+
+        That is "pause", or what ended it meanwhile; what run() would raise is
+        raised here. RuntimeError when nothing was started, or inside a
+        device's method.
+        """
+        self._check_open()
+        runner = self._runner
+        if runner.inside:
+            raise RuntimeError("a device's method cannot wait for its own run")
+        if runner.owner is None and runner.background is None:
+            raise RuntimeError("the machine does not run: start() it first")
+        runner.interrupt(PAUSE)
+        return self.wait()
+
+    def wait(self, timeout: float | None = None) -> Stop:
+        """Wait for the end of what start() began, and return its Stop.
+
+        What run() would raise is raised here. TimeoutError when it still runs
+        after `timeout` seconds, RuntimeError when nothing was started.
+        """
+        runner = self._runner
+        if runner.owner is None and runner.background is None:
+            raise RuntimeError("the machine does not run: start() it first")
+        if not runner.wait(timeout):
+            raise TimeoutError(f"the machine still runs after {timeout:g} s")
+        runner.background = None
+        outcome = runner.outcome
+        assert outcome is not None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _run_for_match(self, console: Console, timeout: float | None) -> None:
+        """Run until console.matched, for expect()."""
+        runner = self._runner
+        if runner.owner is not None and not runner.inside:
+            with runner.changed:
+                runner.changed.wait_for(
+                    lambda: console.matched or runner.owner is None, timeout
+                )
+            if console.matched:
+                return
+            if runner.owner is not None:
+                raise TimeoutError(
+                    f"{console.expected} did not come within {timeout:g} s; "
+                    f"the console ends with:\n{console.tail}"
+                )
+            stop = self.wait()
+        else:
+            stop = self._guarded(lambda: self._until(None, timeout), False)
+        if console.matched:
+            return
+        kind = GuestTimeout if stop.reason == "timeout" else GuestError
+        raise kind(
+            f"{console.expected} did not come: {stop.report}\n"
+            f"  the console ends with:\n{console.tail}",
+            stop,
+        )
+
+    # -- debugging -----------------------------------------------------------
+
+    def breakpoint(self, address: Address) -> Point:
+        """Stop each time before the instruction at a virtual address.
+
+        One of 4 debug registers; run() then returns a "break". Whether the
+        host can is found out when it is run (Unsupported); where ring 3 cannot
+        and the guest is found there, run() says so instead of going on.
+        """
+        self._check_open()
+        return self._debug.add(address, "x", 1)
+
+    def watchpoint(
+        self, address: Address, size: int = 4, kind: str = "w"
+    ) -> Point:
+        """Stop after each write ("w") or access ("rw") of `size` bytes there.
+
+        `size` is 1, 2, 4 or 8, and `address` (virtual) a multiple of it.
+        """
+        self._check_open()
+        if kind == "x":
+            raise ValueError("kind 'x' is what breakpoint() is for")
+        return self._debug.add(address, kind, size)
+
+    @property
+    def breakpoints(self) -> list[Point]:
+        """The breakpoints and watchpoints that are set."""
+        return list(self._debug.points)
+
+    # -- looking -------------------------------------------------------------
+
+    @property
+    def vm(self) -> _vmm.VM:
+        """The `_vmm.VM` below; realises the machine."""
+        return self._realise()
+
+    @property
+    def mem(self) -> PhysicalMemory:
+        """Memory by guest-physical address; realises the machine."""
+        self._realise()
+        return self._mem
+
+    @property
+    def cpu(self) -> Cpu:
+        """vCPU 0: registers, its memory, page tables."""
+        return self.cpus[0]
+
+    @property
+    def cpus(self) -> Sequence[Cpu]:
+        """All vCPUs; the boot state is in place."""
+        self._check_open()
+        if not self._booted and self._runner.owner is None:
+            self._boot()
+        return self._cpus
+
+    @property
+    def symbols(self) -> Symbols:
+        """Names of the loaded image: a mapping to addresses."""
+        return self._symbols
+
+    @property
+    def console(self) -> Console:
+        """Output and input; readable after close()."""
+        if self._console is None:
+            raise ValueError("the machine was made with console=False")
+        return self._console
+
+    @property
+    def devices(self) -> list[object]:
+        """The attached devices, in the order of attaching."""
+        return [slot.device for slot in self._wiring.slots]
+
+    @property
+    def unclaimed(self) -> int:
+        """Accesses that nobody claimed, answered with all ones."""
+        return self._vm.unclaimed if self._vm is not None else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether a run() or start() goes on."""
+        return self._runner.owner is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    @property
+    def trace(self) -> Callable[[_vmm.Exit], object] | None:
+        """Called with each exit before it is handled; None: nothing is."""
+        return self._trace
+
+    @trace.setter
+    def trace(self, function: Callable[[_vmm.Exit], object] | None) -> None:
+        self._trace = function
+        for cpu in self._cpus:
+            cpu.vcpu.trace = function
+
+    def __repr__(self) -> str:
+        size = sum(length for _, length, *_ in self._regions)
+        state = "described"
+        if self._closed:
+            state = "closed"
+        elif self.running:
+            state = "running"
+        elif self._vm is not None:
+            state = "stopped" if self._ran else "ready"
+        lines = [
+            f"<Machine {state}, {self._count} vCPU"
+            f"{'s' if self._count > 1 else ''}, {size // 1024} KiB"
+        ]
+        for gpa, length, flags, _ in self._regions:
+            kind = "ROM" if flags & _vmm.MEM_READONLY else "RAM"
+            lines.append(f"  {gpa:#011x}..{gpa + length - 1:#011x} {kind}")
+        if self._image is not None:
+            lines.append(f"  {self._image!r}")
+        lines += [f"  {slot}" for slot in self._wiring.slots]
+        lines += self._cpu_lines()
+        return "\n".join(lines) + ">"
+
+    @property
+    def _regions(self) -> list[tuple[int, int, int, int]]:
+        return [] if self.memory.closed else self.memory.regions
+
+    def _cpu_lines(self) -> list[str]:
+        from .stop import past_lines
+
+        lines: list[str] = []
+        for cpu in self._cpus:
+            if cpu.vcpu.closed:
+                continue
+            lines.append(f"  {cpu.vcpu!r}")
+            if not cpu.vcpu.running:
+                past = past_lines(cpu.vcpu.past[-4:])
+                lines += [f"    {line}" for line in past]
+        return lines
+
+    # -- closing -------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give everything back to the host; a run that goes on ends first.
+
+        console, symbols and Stops stay readable. Twice is once. Inside a
+        device's method, the machine closes when that run has ended.
+        """
+        self._close(None)
+
+    def _close(self, limit: float | None) -> None:
+        runner = self._runner
+        with runner.changed:
+            if self._closed:
+                return
+            runner.closed = True
+        if runner.inside:
+            self._close_after = True
+            runner.interrupt(CLOSE)
+            return
+        runner.interrupt(CLOSE)
+        if not runner.wait(limit):
+            return
+        with runner.changed:
+            if self._closed:
+                return
+            self._closed = True
+        runner.close()
+        self._wiring.close()
+        if self._vm is not None:
+            self._vm.close()
+        self.memory.close()
+        _alive.discard(self)
+
+    def __enter__(self) -> Machine:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self._close(0)
+
+    def _check_open(self) -> None:
+        if self._closed or self._runner.closed:
+            raise ValueError("operation on closed Machine")
+
+
+def check_cmdline(cmdline: str) -> str:
+    """`cmdline`, or TypeError or ValueError."""
+    if not isinstance(cmdline, str):
+        raise TypeError(f"cmdline is a str, not {type(cmdline).__name__}")
+    if "\0" in cmdline:
+        raise ValueError("cmdline has a NUL in it")
+    return cmdline
+
+
+def _close_all() -> None:
+    """The interpreter exits: no guest may run on."""
+    for machine in list(_alive):
+        machine._close(EXIT_SECONDS)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens inside run(): who runs, on which thread, and how it ends.
+
+vCPU 0 runs on the thread that called; each other vCPU has a thread of its own
+for the machine's life, parked between runs (a vCPU that changes its thread
+costs the kernel a grace period). The first to come out ends the run: the
+others are kicked and waited for.
+"""
+
+from __future__ import annotations
+
+from threading import Condition, Thread, get_ident
+from time import monotonic
+
+from . import _vmm
+from .errors import Error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from queue import SimpleQueue
+
+    from .stop import Stop
+
+    # The vCPU that ended a round, and how.
+    End = tuple[int, _vmm.Exit]
+
+# Ends that say nothing once another vCPU has ended the round.
+PASSING = (
+    _vmm.EXIT_KICK,
+    _vmm.EXIT_TIMEOUT,
+    _vmm.EXIT_HALT,
+    _vmm.EXIT_IDLE,
+)
+
+PAUSE = "pause"
+CLOSE = "close"
+MATCH = "match"  # console.expect() saw what it waits for
+
+
+class Round:
+    """One entry of all vCPUs into the guest, until the first comes out."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.deadline = None if timeout is None else monotonic() + timeout
+        self.over = False
+        self.ends: list[End] = []
+        self.failures: list[tuple[int, BaseException]] = []
+
+    def left(self) -> float | None:
+        """Seconds until the deadline, not below 0."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - monotonic())
+
+
+class Runner:
+    """Runs the vCPUs of one machine.
+
+    Threads: interrupt(), fail() and what waits may be called from any; one
+    thread at a time runs, and the others get a RuntimeError.
+    """
+
+    def __init__(self) -> None:
+        self.vcpus: list[_vmm.VCPU] = []
+        self.changed = Condition()
+        self.owner: int | None = None  # the thread inside run()
+        self.wanted: str | None = None
+        self.closed = False
+        self.outcome: Stop | BaseException | None = None  # of the last run
+        self.background: Thread | None = None
+        self._failures: list[BaseException] = []  # of devices' threads
+        self._pending: list[End] = []
+        self._queues: list[SimpleQueue[Round | None]] = []
+        self._done: SimpleQueue[int] | None = None
+        self._workers: list[Thread] = []
+
+    # -- who runs ------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The calling thread is the one that runs, until finish()."""
+        with self.changed:
+            if self.closed:
+                raise ValueError("operation on closed Machine")
+            if self.owner is not None:
+                raise RuntimeError(
+                    "the machine is running already: pause() it first"
+                )
+            self.owner = get_ident()
+            self.wanted = None
+            self.outcome = None
+
+    def finish(self, outcome: Stop | BaseException) -> bool:
+        """The run is over. True: close() was called from inside it."""
+        with self.changed:
+            deferred = self.wanted == CLOSE and self.closed_inside
+            self.outcome = outcome
+            self.owner = None
+            self.changed.notify_all()
+            return deferred
+
+    closed_inside = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether the calling thread is the one inside run()."""
+        return self.owner == get_ident() or any(
+            worker.ident == get_ident() for worker in self._workers
+        )
+
+    def interrupt(self, what: str) -> None:
+        """Make the run that goes on return; `what` says why."""
+        with self.changed:
+            if self.owner is None:
+                return
+            if self.wanted != CLOSE:
+                self.wanted = what
+        self.kick()
+
+    def kick(self) -> None:
+        """All vCPUs leave the guest soon."""
+        for vcpu in self.vcpus:
+            if not vcpu.closed:
+                vcpu.kick()
+
+    def fail(self, exc: BaseException) -> None:
+        """A device's thread ended with this: the run does too."""
+        with self.changed:
+            self._failures.append(exc)
+        self.kick()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until nobody is inside run(); False: time has passed."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.owner is None, timeout)
+
+    def start(self, run: Callable[[], object]) -> None:
+        """Call run() on a thread of its own; return once it has begun."""
+        with self.changed:
+            if self.closed:
+                raise ValueError("operation on closed Machine")
+            if self.owner is not None:
+                raise RuntimeError("the machine is running already")
+            self.outcome = None
+
+        def target() -> None:
+            try:
+                run()
+            except BaseException as exc:
+                # Kept by finish(); what came before begin() is not.
+                with self.changed:
+                    if self.outcome is None:
+                        self.outcome = exc
+                        self.changed.notify_all()
+
+        thread = Thread(target=target, name="pyvmm run", daemon=True)
+        self.background = thread
+        thread.start()
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self.owner is not None or self.outcome is not None
+            )
+
+    # -- rounds --------------------------------------------------------------
+
+    def round(self, timeout: float | None = None) -> End:
+        """Enter the guest until a vCPU comes out: which one, and how.
+
+        Exceptions of devices leave it as they are. What another vCPU brought
+        along at the same time is kept for the next round.
+        """
+        self._raise_failures()
+        if self._pending:
+            return self._pending.pop(0)
+        round_ = Round(timeout)
+        if len(self.vcpus) == 1:
+            self._run_one(0, round_)
+        else:
+            self._run_all(round_)
+        return self._settle(round_)
+
+    def forget(self) -> None:
+        """What was kept for the next round is no longer true."""
+        self._pending.clear()
+
+    def _raise_failures(self) -> None:
+        with self.changed:
+            failures, self._failures = self._failures, []
+        if failures:
+            raise join(failures)
+
+    def _settle(self, round_: Round) -> End:
+        self._raise_failures()
+        ends = round_.ends
+        if round_.failures:
+            self._pending += [e for e in ends if e[1].reason not in PASSING]
+            raise join([exc for _, exc in round_.failures])
+        first = ends[0]
+        self._pending += [
+            end for end in ends[1:] if end[1].reason not in PASSING
+        ]
+        if first[1].reason == _vmm.EXIT_KICK and self._pending:
+            return self._pending.pop(0)
+        return first
+
+    def _run_one(self, index: int, round_: Round) -> None:
+        """One vCPU until the round is over; ends the round itself if need be."""
+        vcpu = self.vcpus[index]
+        try:
+            while not round_.over:
+                # Only the caller's thread looks at the clock.
+                left = None if index else round_.left()
+                exit = vcpu.run(left)
+                if exit.reason != _vmm.EXIT_KICK:
+                    round_.ends.append((index, exit))
+                    break
+                if self.wanted or self._failures or vcpu.closed:
+                    if not round_.ends:
+                        round_.ends.append((index, exit))
+                    break
+                # A kick that was meant for an earlier round.
+        except BaseException as exc:
+            if index:
+                exc.add_note(f"on the thread of vCPU {index}")
+            round_.failures.append((index, exc))
+        if not round_.over:
+            round_.over = True
+            for other in self.vcpus:
+                if other is not vcpu and not other.closed:
+                    other.kick()
+
+    def _run_all(self, round_: Round) -> None:
+        if not self._workers:
+            self._hire()
+        assert self._done is not None
+        for queue in self._queues:
+            queue.put(round_)
+        late: BaseException | None = None
+        try:
+            self._run_one(0, round_)
+        except KeyboardInterrupt as exc:  # between two calls
+            late = exc
+            round_.over = True
+            self.kick()
+        for _ in self._queues:
+            while True:
+                try:
+                    self._done.get()
+                    break
+                except KeyboardInterrupt as exc:
+                    late = exc
+        if late is not None:
+            round_.failures.append((0, late))
+
+    def _hire(self) -> None:
+        """Make the threads of vCPUs 1 and up."""
+        from queue import SimpleQueue
+
+        self._done = SimpleQueue()
+        for index in range(1, len(self.vcpus)):
+            queue: SimpleQueue[Round | None] = SimpleQueue()
+            worker = Thread(
+                target=self._work,
+                args=(index, queue, self._done),
+                name=f"pyvmm vCPU {index}",
+                daemon=True,
+            )
+            self._queues.append(queue)
+            self._workers.append(worker)
+            worker.start()
+
+    def _work(
+        self,
+        index: int,
+        queue: SimpleQueue[Round | None],
+        done: SimpleQueue[int],
+    ) -> None:
+        while (round_ := queue.get()) is not None:
+            self._run_one(index, round_)
+            done.put(index)
+
+    def close(self) -> None:
+        """The threads end. Nobody is inside run() any more."""
+        for queue in self._queues:
+            queue.put(None)
+        for worker in self._workers:
+            worker.join()
+        self._queues.clear()
+        self._workers.clear()
+
+
+def join(failures: list[BaseException]) -> BaseException:
+    """The first of several exceptions, with a note of each other one."""
+    first = failures[0]
+    if len(failures) > 1:
+        from traceback import format_exception
+
+        for other in failures[1:]:
+            text = "".join(format_exception(other))
+            first.add_note(f"at the same time:\n{text}")
+    return first
+
+
+def closed_error() -> Error:
+    """What a run() raises that another thread ended with close()."""
+    return Error("the machine was closed while it ran")

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where devices are: addresses, ports, interrupt lines, eventfds.
+
+A `Slot` is one attached device. `Wiring` keeps a machine's slots, finds free
+places, and connects them once the VM exists.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _vmm
+from .device import Device, IrqLine, irq_names
+from .rng import Rng
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .machine import Machine
+
+MMIO_BASE = 0xD000_0000
+MMIO_END = _vmm.IOAPIC_BASE
+MMIO_STEP = 0x1000
+LINES = (*range(16, 24), *range(5, 16))  # in the order of choice
+LAST_LINE = 23
+
+# What the in-kernel irqchip answers itself.
+IRQCHIP_RANGES = (
+    (_vmm.IOAPIC_BASE, 0x1000, "the IOAPIC"),
+    (0xFEE0_0000, 0x1000, "the local APIC"),
+)
+
+QUEUE_NOTIFY = 0x50  # virtio 1.2, 4.2.2
+
+
+class Slot:
+    """One attached device and where it is."""
+
+    __slots__ = (
+        "base", "bus_device", "device", "eventfds", "handle", "is_port",
+        "lines", "name", "size", "stop_fd", "thread", "threaded",
+    )  # fmt: skip
+
+    def __init__(
+        self, device: object, name: str, base: int, size: int, is_port: bool
+    ) -> None:
+        self.device = device
+        self.bus_device = device  # what the bus calls
+        self.name = name
+        self.base = base
+        self.size = size
+        self.is_port = is_port
+        self.lines: list[int] = []
+        self.threaded = False
+        self.eventfds: list[int] = []
+        self.stop_fd = -1
+        self.thread: object = None
+
+    @property
+    def is_virtio(self) -> bool:
+        """Whether it identifies itself by virtio-mmio registers."""
+        return isinstance(self.bus_device, _vmm.VirtioMMIO)
+
+    def __str__(self) -> str:
+        kind = "port" if self.is_port else "mmio"
+        end = self.base + self.size - 1
+        line = "".join(f", line {line}" for line in self.lines)
+        return f"{self.name}: {kind} {self.base:#x}..{end:#x}{line}"
+
+
+class Wiring:
+    """The devices of a machine.
+
+    Threads: one at a time; the machine sees to that.
+    """
+
+    def __init__(self, machine: Machine, irqchip: bool) -> None:
+        self.machine = machine
+        self.irqchip = irqchip
+        self.slots: list[Slot] = []
+        self.vm: _vmm.VM | None = None
+
+    # -- describing ----------------------------------------------------------
+
+    def attach(
+        self,
+        device: object,
+        mmio: int | bool | None,
+        port: int | None,
+        irq: int | None,
+        name: str | None,
+    ) -> Slot:
+        """Find a place for a device and connect it if the VM is there."""
+        if isinstance(device, type):
+            raise TypeError(
+                f"{device.__name__} is a class: attach {device.__name__}()"
+            )
+        for other in self.slots:
+            if other.device is device:
+                raise ValueError(f"{device!r} is attached already")
+        if port is not None and mmio not in (None, False):
+            raise ValueError("a device is at an address or at a port, not both")
+        size = device_size(device)
+        is_port = port is not None
+        if port is not None:
+            base = port
+        elif isinstance(mmio, bool) or mmio is None:
+            base = self._free_range(size)
+        else:
+            base = mmio
+        slot = Slot(
+            device,
+            name or getattr(device, "name", "") or type(device).__name__.lower(),
+            base,
+            size,
+            is_port,
+        )
+        self._check_place(slot)
+        self._choose_lines(slot, irq)
+        if isinstance(device, Rng):
+            device.native = device.make(self.machine.memory)
+            slot.bus_device = device.native
+            slot.threaded = device.notify == "thread"
+        elif not slot.is_virtio:
+            check_methods(device)
+        if self.vm is not None:
+            self.connect(slot)
+        self.slots.append(slot)
+        introduce(slot, self.machine)
+        return slot
+
+    def _free_range(self, size: int) -> int:
+        step = -(-size // MMIO_STEP) * MMIO_STEP
+        base = MMIO_BASE
+        while base + size <= MMIO_END:
+            if self._occupant(base, size, False) is None:
+                return base
+            base += step
+        raise ValueError(
+            f"no {size:#x} addresses are free from {MMIO_BASE:#x} to "
+            f"{MMIO_END:#x}"
+        )
+
+    def _occupant(self, base: int, size: int, is_port: bool) -> str | None:
+        """Who has some of these addresses or ports already."""
+        taken: list[tuple[int, int, str]] = [
+            (slot.base, slot.size, str(slot))
+            for slot in self.slots
+            if slot.is_port == is_port
+        ]
+        if is_port:
+            taken += self.machine._own_ports
+        else:
+            taken += [
+                (gpa, length, f"RAM {gpa:#x}..{gpa + length - 1:#x}")
+                for gpa, length, *_ in self.machine.memory.regions
+            ]
+            if self.irqchip:
+                taken += IRQCHIP_RANGES
+        for start, length, who in taken:
+            if base < start + length and start < base + size:
+                return who
+        return None
+
+    def _check_place(self, slot: Slot) -> None:
+        limit = 0x1_0000 if slot.is_port else 1 << 52
+        kind = "port" if slot.is_port else "mmio"
+        if slot.base < 0 or slot.base + slot.size > limit:
+            raise ValueError(
+                f"{kind} {slot.base:#x} + {slot.size:#x} is outside "
+                f"0..{limit:#x}"
+            )
+        who = self._occupant(slot.base, slot.size, slot.is_port)
+        if who is not None:
+            raise ValueError(
+                f"{slot.name} at {kind} {slot.base:#x}.."
+                f"{slot.base + slot.size - 1:#x} overlaps {who}"
+            )
+
+    def _choose_lines(self, slot: Slot, irq: int | None) -> None:
+        names = irq_names(slot.device)
+        wanted = len(names)
+        if isinstance(slot.device, Rng | _vmm.VirtioMMIO):
+            wanted = 1 if self.irqchip else 0
+        if not wanted:
+            if irq is not None:
+                why = "has no Irq()" if self.irqchip else "has no irqchip"
+                raise ValueError(f"irq {irq}: {slot.name} {why}")
+            return
+        if not self.irqchip:
+            raise ValueError(
+                f"{slot.name} wants an interrupt line, but the machine was "
+                "made with irqchip=False"
+            )
+        used = {line for other in self.slots for line in other.lines}
+        used |= self.machine._own_lines
+        if irq is not None:
+            if not 0 < irq <= LAST_LINE:
+                raise ValueError(f"irq {irq} is outside 1..{LAST_LINE}")
+            if irq in used:
+                raise ValueError(f"irq {irq} is taken by {self._holder(irq)}")
+            slot.lines.append(irq)
+            used.add(irq)
+        for line in LINES:
+            if len(slot.lines) == wanted:
+                break
+            if line not in used:
+                slot.lines.append(line)
+        if len(slot.lines) < wanted:
+            raise ValueError(f"no interrupt line is left for {slot.name}")
+
+    def _holder(self, line: int) -> str:
+        for slot in self.slots:
+            if line in slot.lines:
+                return str(slot)
+        return "the console"
+
+    # -- connecting ----------------------------------------------------------
+
+    def realise(self, vm: _vmm.VM) -> None:
+        """The VM exists: everything that was described is connected to it."""
+        self.vm = vm
+        for slot in self.slots:
+            self.connect(slot)
+
+    def connect(self, slot: Slot) -> None:
+        """Put a device on its bus and make its eventfds."""
+        vm = self.vm
+        assert vm is not None
+        bus = vm.pio if slot.is_port else vm.mmio
+        native = slot.bus_device
+        if isinstance(native, _vmm.VirtioMMIO):
+            self._connect_eventfds(slot, native, vm)
+        elif slot.lines:
+            vm.wakers += 1
+        bus.add(slot.base, slot.size, native)
+        if slot.threaded:
+            self._start_thread(slot)
+
+    def _connect_eventfds(
+        self, slot: Slot, native: _vmm.VirtioMMIO, vm: _vmm.VM
+    ) -> None:
+        if slot.lines:
+            native.irq_fd = eventfd(slot)
+            vm.irqfd(native.irq_fd, slot.lines[0])
+        if slot.threaded:
+            native.doorbell_fd = eventfd(slot)
+            vm.ioeventfd(native.doorbell_fd, slot.base + QUEUE_NOTIFY, 4)
+
+    def _start_thread(self, slot: Slot) -> None:
+        from threading import Thread
+
+        slot.stop_fd = eventfd(slot)
+        thread = Thread(
+            target=self._serve,
+            args=(slot,),
+            name=f"pyvmm {slot.name}",
+            daemon=True,
+        )
+        slot.thread = thread
+        thread.start()
+
+    def _serve(self, slot: Slot) -> None:
+        native = slot.bus_device
+        assert isinstance(native, _vmm.VirtioMMIO)
+        try:
+            native.serve(slot.stop_fd)
+        except BaseException as exc:
+            exc.add_note(f"in the thread that serves {slot}")
+            self.machine._runner.fail(exc)
+
+    def detach(self, device: object) -> None:
+        """Take a device off; ValueError when it is not there."""
+        for slot in self.slots:
+            if slot.device is device:
+                break
+        else:
+            raise ValueError(f"{device!r} is not attached")
+        self.slots.remove(slot)
+        if self.vm is not None and not self.vm.closed:
+            bus = self.vm.pio if slot.is_port else self.vm.mmio
+            bus.remove(slot.base)
+            native = slot.bus_device
+            if isinstance(native, _vmm.VirtioMMIO):
+                if slot.threaded:
+                    self.vm.remove_ioeventfd(
+                        native.doorbell_fd, slot.base + QUEUE_NOTIFY, 4
+                    )
+                if slot.lines:
+                    self.vm.remove_irqfd(native.irq_fd, slot.lines[0])
+            elif slot.lines:
+                self.vm.wakers -= 1
+        self._drop(slot)
+        forget(slot)
+
+    def _drop(self, slot: Slot) -> None:
+        """Ends the thread and closes the eventfds of a slot."""
+        if slot.thread is not None:
+            os.eventfd_write(slot.stop_fd, 1)
+            slot.thread.join()  # type: ignore[attr-defined]
+            slot.thread = None
+        native = slot.bus_device
+        if isinstance(native, _vmm.VirtioMMIO) and slot.eventfds:
+            native.irq_fd = -1
+            native.doorbell_fd = -1
+        for fd in slot.eventfds:
+            os.close(fd)
+        slot.eventfds.clear()
+        if isinstance(slot.device, Rng) and slot.device.native:
+            slot.device.native.close()
+
+    def close(self) -> None:
+        """The VM is going: all threads end and all eventfds are closed."""
+        for slot in self.slots:
+            self._drop(slot)
+            forget(slot, closed=True)
+
+
+def eventfd(slot: Slot) -> int:
+    """An eventfd that belongs to the slot."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    slot.eventfds.append(fd)
+    return fd
+
+
+def device_size(device: object) -> int:
+    """The bytes of a device's range; TypeError or ValueError without one."""
+    if isinstance(device, _vmm.VirtioMMIO):
+        return _vmm.VIRTIO_MMIO_SIZE
+    size = getattr(device, "size", None)
+    if not isinstance(size, int):
+        raise TypeError(
+            f"{type(device).__name__} needs `size`, the bytes of its range"
+        )
+    if size <= 0:
+        raise ValueError(f"{type(device).__name__}.size {size} is not above 0")
+    return size
+
+
+def check_methods(device: object) -> None:
+    """TypeError unless it answers reads and writes."""
+    for name in ("read", "write"):
+        if not callable(getattr(device, name, None)):
+            raise TypeError(
+                f"{type(device).__name__} is no device: it needs "
+                "read(offset, size) and write(offset, size, value)"
+            )
+
+
+def introduce(slot: Slot, machine: Machine) -> None:
+    """Tell a device where it is."""
+    device = slot.device
+    if isinstance(device, Rng):
+        device.machine = machine
+        device.base = slot.base
+        device.irq_line = slot.lines[0] if slot.lines else None
+    if not isinstance(device, Device):
+        return
+    device.machine = machine
+    device.base = slot.base
+    device.is_port = slot.is_port
+    device.name = slot.name
+    for name, line in zip(irq_names(device), slot.lines, strict=True):
+        irq: IrqLine = getattr(device, name)
+        irq._machine = machine
+        irq.line = line
+    device.attached()
+
+
+def forget(slot: Slot, closed: bool = False) -> None:
+    """The device is free again; of a closed machine it keeps its place."""
+    device = slot.device
+    if isinstance(device, Device) and not closed:
+        device.machine = None
+        device.base = None
+        for name in irq_names(device):
+            irq: IrqLine = getattr(device, name)
+            irq._machine = None
+            irq.line = None
+    if isinstance(device, Rng) and not closed:
+        device.machine = None
+        device.base = None
+        device.irq_line = None
