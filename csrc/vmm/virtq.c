@@ -477,11 +477,11 @@ uint64_t
 vmm_chain_write(const struct vmm_chain *chain, struct vmm_mem *mem,
                 uint64_t offset, const void *buf, uint64_t len)
 {
-    const struct vmm_segment *seg = chain->seg + chain->readable;
     const uint8_t *from = buf;
     uint64_t done = 0;
 
-    for (unsigned i = 0; i < chain->writable && done < len; i++, seg++) {
+    for (unsigned i = 0; i < chain->writable && done < len; i++) {
+        const struct vmm_segment *seg = &chain->seg[chain->readable + i];
         uint64_t part;
 
         if (offset >= seg->len) {

@@ -344,6 +344,8 @@ test_empty_descriptors(void)
     driver_desc(&drv, 0, HOLE, 0, 0, 0);
     taken(0, 0, 0, 0);
     CHECK_EQ(chain.descs, 1);
+    CHECK_EQ(vmm_chain_read(&chain, 0, &(char){0}, 1), 0);
+    CHECK_EQ(vmm_chain_write(&chain, &mem, 0, "x", 1), 0);
     driver_desc(&drv, 0, UINT64_MAX, 0, D_NEXT, 1);
     driver_desc(&drv, 1, BUF, 5, D_WRITE | D_NEXT, 2);
     driver_desc(&drv, 2, ROM, 0, D_WRITE, 0);
