@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from . import create, exits, start
+from . import create, exits, rng, start
 from .table import HEAD, Row, line
 
 BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "dispatch": exits.dispatch,
     "create": create.first_exit,
     "start": start.start,
+    "rng": rng.requests,
 }
 
 

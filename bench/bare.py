@@ -19,7 +19,8 @@ class _Library:
         lib.bare_host.restype = c_void_p
         lib.bare_new.restype = c_void_p
         lib.bare_new.argtypes = [
-            c_void_p, c_uint64, c_uint64, c_char_p, c_uint64, c_char_p, c_char_p,
+            c_void_p, c_uint64, c_uint64, c_char_p, c_uint64,
+            c_char_p, c_char_p,
         ]  # fmt: skip
         lib.bare_run.restype = c_int
         lib.bare_run.argtypes = [c_void_p, c_uint64]

@@ -54,7 +54,7 @@ def machine_step() -> float:
     """What users write; start_info, the boot stack and the GDT included."""
     start = perf_counter_ns()
     m = pyvmm.Machine(memory="16M")
-    m.load(CODE)
+    m.load(raw=CODE)
     stop = m.run()
     took = perf_counter_ns() - start
     if stop.status != 7:

@@ -41,7 +41,9 @@ class Guest:
     The count is in its code: set_count() writes it there.
     """
 
-    def __init__(self, kvm: _vmm.KVM, mode: str, op: int, device: object) -> None:
+    def __init__(
+        self, kvm: _vmm.KVM, mode: str, op: int, device: object
+    ) -> None:
         port = PORTS[op]
         self.count = 0
         code = bytes([

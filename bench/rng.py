@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio-rng, request by request: the same guest in pyvmm and in QEMU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyvmm
+from pyvmm import _vmm
+
+from .measure import Figure, pairs, ratio
+from .table import Row
+
+ROOT = Path(__file__).parent.parent
+GUEST = ROOT / "build/guest/bench-rng.elf"
+QEMU = "qemu-system-x86_64"
+
+# Bytes of a request, and how many requests a run makes.
+SIZES = {1: 1000, 64: 1000, 4096: 500, 65536: 100, 1 << 20: 10}
+
+RESULT = re.compile(rb"cycles (\d+) bytes (\d+) kicks (\d+)")
+
+
+def cycles(output: bytes, size: int, count: int) -> float:
+    """TSC cycles of a request, as the guest counted them."""
+    found = RESULT.search(output)
+    if not found:
+        raise RuntimeError(f"the guest said: {output!r}")
+    spent, got, _ = map(int, found.groups())
+    if got != size * count:
+        raise RuntimeError(f"{got} bytes came, not {size * count}")
+    return spent / count
+
+
+def words(size: int, count: int) -> str:
+    return f"size={size} n={count}"
+
+
+def in_pyvmm(size: int, count: int, notify: str) -> float:
+    with pyvmm.Machine(memory="16M", cmdline=words(size, count)) as m:
+        m.load(GUEST)
+        m.attach(pyvmm.Rng(notify=notify))
+        stop = m.run(timeout=60)
+    _vmm.reap()
+    if stop.status:
+        raise RuntimeError(f"{stop}: {m.console.text}")
+    return cycles(m.console.bytes, size, count)
+
+
+def in_qemu(size: int, count: int) -> float:
+    command = [
+        QEMU, "-M", "microvm,accel=kvm,pic=off,pit=off,rtc=off",
+        "-cpu", "host", "-m", "16", "-nodefaults", "-no-user-config",
+        "-display", "none", "-global", "virtio-mmio.force-legacy=false",
+        "-device", "virtio-rng-device",
+        "-chardev", "stdio,id=c,signal=off",
+        "-device", "isa-debugcon,iobase=0xe9,chardev=c",
+        "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        "-kernel", str(GUEST), "-append", words(size, count),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60
+    )
+    if done.returncode != 1:  # 2 * status + 1
+        raise RuntimeError(f"{QEMU}: {done.stderr.decode()}")
+    return cycles(done.stdout, size, count)
+
+
+def size_text(size: int) -> str:
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}"
+    return f"{size} B"
+
+
+def tsc_hz() -> float:
+    """TSC cycles in a second, by asking a guest twice."""
+    from time import perf_counter_ns
+
+    def look() -> tuple[int, int]:
+        before = perf_counter_ns()
+        with pyvmm.Machine(memory="1M") as m:
+            # rdtsc; mov %eax, 0x100100; mov %edx, 0x100104; out %al, $0xf4
+            m.load(raw=bytes.fromhex("0f31 a300011000 891504011000 e6f4 f4"))
+            m.run(timeout=5)
+            value = m.mem.read_u64(0x100100)
+        return (before + perf_counter_ns()) // 2, value
+
+    then, first = look()
+    while perf_counter_ns() - then < 200_000_000:
+        pass
+    now, last = look()
+    return (last - first) / ((now - then) / 1e9)
+
+
+def requests(effort: float) -> Iterator[Row]:
+    has_qemu = shutil.which(QEMU) is not None
+    if not has_qemu:
+        yield Row(
+            "virtio-rng, against QEMU microvm",
+            note="no QEMU: apt-get install --no-install-recommends "
+            "qemu-system-x86",
+        )
+    hz = tsc_hz()
+    count = max(5, round(15 * effort))
+    for size, n in SIZES.items():
+        for notify in ("inline", "thread"):
+
+            def mine(size: int = size, n: int = n, how: str = notify) -> float:
+                return in_pyvmm(size, n, how)
+
+            def other(size: int = size, n: int = n) -> float:
+                return in_qemu(size, n)
+
+            path = f"virtio-rng, {size_text(size)}, {notify}"
+            if not has_qemu:
+                values = [mine() for _ in range(count)]
+                yield Row(f"{path}, requests", rate(values, hz), unit="k/s",
+                          scale=1e-3, digits=3)  # fmt: skip
+                continue
+            found = pairs(other, mine, count)
+            speed = rate([b for _, b in found], hz).median
+            yield Row(
+                f"{path}, time of QEMU's", ratio(found), 1, unit="x",
+                below=True, note=f"{speed:,.0f} requests/s",
+            )  # fmt: skip
+
+
+def rate(values: list[float], hz: float) -> Figure:
+    """Requests a second from cycles of a request."""
+    return Figure([hz / value for value in values])
