@@ -13,8 +13,10 @@ from . import _vmm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
-    from collections.abc import Buffer, Callable
+    from collections.abc import Callable
     from typing import Any
+
+    from typing_extensions import Buffer
 
     from .machine import Machine
 
@@ -209,7 +211,8 @@ class Console:
         start = max(self._expect_at, end - WINDOW)
         data = self.native.read(start)
         start = end - len(data)
-        if isinstance(self._pattern.pattern, bytes):
+        match: re.Match[Any] | None
+        if isinstance(self._pattern.pattern, _bytes):
             match = self._pattern.search(data)
             taken = match.end() if match else 0
         else:

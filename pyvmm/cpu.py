@@ -72,6 +72,9 @@ class Segment:
 
     __slots__ = ("_cpu", "_name")
 
+    _cpu: Cpu
+    _name: str
+
     def __init__(self, cpu: Cpu, name: str) -> None:
         object.__setattr__(self, "_cpu", cpu)
         object.__setattr__(self, "_name", name)
@@ -96,9 +99,7 @@ class Segment:
         now = dict(zip(fields, self._cpu.get_sreg(self._name), strict=True))
         for field, value in values.items():
             if field not in now:
-                raise AttributeError(
-                    f"no field {field!r}: {', '.join(fields)}"
-                )
+                raise AttributeError(f"no field {field!r}: {', '.join(fields)}")
             now[field] = as_bits(field, value, FIELD_BITS.get(field, 8))
         self._cpu.set_sreg(self._name, tuple(now.values()))
 

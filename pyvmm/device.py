@@ -133,8 +133,8 @@ def irq_names(device: object) -> list[str]:
     names: list[str] = []
     for owner in type(device).__mro__:
         for name, value in vars(owner).items():
-            if isinstance(value, Irq) and name not in names:
-                # Not one that a subclass replaced by something else.
-                if isinstance(getattr(type(device), name, None), Irq):
-                    names.append(name)
-    return names
+            # Not one that a subclass replaced by something else.
+            current = getattr(type(device), name, None)
+            if isinstance(value, Irq) and isinstance(current, Irq):
+                names.append(name)
+    return list(dict.fromkeys(names))

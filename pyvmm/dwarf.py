@@ -24,7 +24,8 @@ class Lines:
     def _read(self, data: bytes) -> None:
         from io import BytesIO
 
-        from elftools.elf.elffile import ELFFile
+        # An optional library without types.
+        from elftools.elf.elffile import ELFFile  # type: ignore
 
         elf = ELFFile(BytesIO(data))
         if not elf.has_dwarf_info():

@@ -108,8 +108,7 @@ def _internal_error(exit: _vmm.Exit) -> tuple[str, str]:
     if exit.code == SUBERROR_EMULATION:
         code = f": {exit.insn.hex(' ')}" if exit.insn else ""
         return stop.EMULATION, (
-            "emulation failure: KVM cannot emulate the instruction here"
-            + code
+            "emulation failure: KVM cannot emulate the instruction here" + code
         )
     why = SUBERRORS.get(exit.code, f"suberror {exit.code}")
     data = " ".join(f"{value:#x}" for value in exit.data)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from os import PathLike
+from os.path import basename
+
 from . import _vmm, x86
 from .symbols import Symbols
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Buffer
-    from os import PathLike
+    from typing_extensions import Buffer
 
     from .symbols import Address
 
@@ -164,18 +166,13 @@ def make_image(
         data = compile_c(c, mode or "protected")
         # The runtime goes to its ring itself, from where start_info enters.
         return ElfImage("c", data, memory, "protected", entry)
-    if isinstance(source, str) or hasattr(source, "__fspath__"):
+    if isinstance(source, str | PathLike):
         with open(source, "rb") as file:
             data = file.read()
-        return ElfImage(_file_name(source), data, memory, mode, entry)
+        return ElfImage(basename(source), data, memory, mode, entry)
     if isinstance(source, bytes | bytearray | memoryview):
         return ElfImage("image", bytes(source), memory, mode, entry)
     raise TypeError(
         "load() takes a path or the bytes of an ELF file, not "
         f"{type(source).__name__}"
     )
-
-
-def _file_name(path: str | PathLike[str]) -> str:
-    text = path if isinstance(path, str) else path.__fspath__()
-    return text.rpartition("/")[2]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+from os import PathLike
 from weakref import WeakSet
 
 from . import _vmm, ends
@@ -25,10 +26,11 @@ from .wiring import LINES, Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Callable, Sequence
-    from os import PathLike
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import TypeVar
+
+    from typing_extensions import Buffer
 
     from .debug import Point
     from .image import Image
@@ -227,7 +229,7 @@ class Machine:
         if cmdline is not None:
             self.cmdline = check_cmdline(cmdline)
         if initrd is not None:
-            if isinstance(initrd, str) or hasattr(initrd, "__fspath__"):
+            if isinstance(initrd, str | PathLike):
                 with open(initrd, "rb") as file:
                     self._initrd = file.read()
             else:

@@ -10,7 +10,9 @@ from . import x86
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Callable
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
 
     from . import _vmm
     from .cpu import Cpu
@@ -46,8 +48,7 @@ def parse_size(size: int | str, name: str = "memory") -> int:
         value = size.__index__()
     else:
         raise TypeError(
-            f"{name} is an int or text such as '16M', not "
-            f"{type(size).__name__}"
+            f"{name} is an int or text such as '16M', not {type(size).__name__}"
         )
     if value <= 0:
         raise ValueError(f"{name} {size!r} must be more than 0")
@@ -68,8 +69,7 @@ def check_host(size: int, name: str = "memory") -> None:
     limit = host_size()
     if size > limit:
         raise ValueError(
-            f"{name} of {size} bytes is more than this host has "
-            f"({limit} bytes)"
+            f"{name} of {size} bytes is more than this host has ({limit} bytes)"
         )
 
 

@@ -7,8 +7,10 @@ from . import _vmm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Callable
+    from collections.abc import Callable
     from typing import Protocol
+
+    from typing_extensions import Buffer
 
     class Reader(Protocol):
         """Anything like a binary file."""

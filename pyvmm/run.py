@@ -204,7 +204,7 @@ class Runner:
         return first
 
     def _run_one(self, index: int, round_: Round) -> None:
-        """One vCPU until the round is over; ends the round itself if need be."""
+        """One vCPU until the round is over, which it may be the one to end."""
         vcpu = self.vcpus[index]
         try:
             while not round_.over:

@@ -122,8 +122,7 @@ def register_lines(regs: Registers, marked: set[str]) -> list[str]:
 
     def row(names: tuple[str, ...], digits: int) -> None:
         cells = [
-            f"{'*' if name in marked else ' '}{name:>6} "
-            f"{regs[name]:0{digits}x}"
+            f"{'*' if name in marked else ' '}{name:>6} {regs[name]:0{digits}x}"
             for name in names
         ]
         lines.append("".join(cells))
@@ -289,7 +288,8 @@ def exit_name(reason: int) -> str:
     from . import _vmm
 
     for name in dir(_vmm):
-        if name.startswith("EXIT_") and name not in ("EXIT_PORT", "EXIT_SIZE"):
-            if getattr(_vmm, name) == reason:
-                return name[5:].lower().replace("_", " ")
+        if not name.startswith("EXIT_") or name in ("EXIT_PORT", "EXIT_SIZE"):
+            continue
+        if getattr(_vmm, name) == reason:
+            return name[5:].lower().replace("_", " ")
     return f"exit {reason}"

@@ -109,7 +109,9 @@ class Wiring:
             base = mmio
         slot = Slot(
             device,
-            name or getattr(device, "name", "") or type(device).__name__.lower(),
+            name
+            or getattr(device, "name", "")
+            or type(device).__name__.lower(),
             base,
             size,
             is_port,

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `pyvmm run GUEST.elf`, `pyvmm info`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from . import _vmm
+    from .machine import Machine
+    from .stop import Stop
+
+# Exit statuses that are not the guest's.
+STATUS_MAX = 255
+STATUS_TIMEOUT = 124
+STATUS_ERROR = 125
+STATUS_INTERRUPTED = 130  # 128 + SIGINT
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (sys.argv by default); the exit status."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:
+        # Who reads our output has gone: nothing is left to be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_ERROR
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    from argparse import ArgumentParser
+
+    from . import __version__
+
+    parser = ArgumentParser(
+        prog="pyvmm", description="Virtual machines on KVM, in this process."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    # Its prog is given since working it out imports a lot.
+    commands = parser.add_subparsers(
+        prog="pyvmm", metavar="COMMAND", required=True
+    )
+    run = commands.add_parser(
+        "run",
+        help="boot a guest kernel",
+        description="Boot an ELF file by start_info. Its console is the "
+        "standard output, piped or typed input goes to it. The exit status is "
+        "the guest's, 255 when that is larger; 124 after --timeout, 125 when "
+        "the run failed, 130 on Ctrl-C.",
+    )
+    run.add_argument("guest", metavar="GUEST.elf")
+    run.add_argument(
+        "--memory", default="16M", metavar="SIZE", help="RAM (16M)"
+    )
+    run.add_argument(
+        "--cpus", type=int, default=1, metavar="N", help="vCPUs (1)"
+    )
+    run.add_argument(
+        "--cmdline", default="", metavar="WORDS", help="for the guest"
+    )
+    run.add_argument("--initrd", metavar="FILE", help="put into RAM")
+    run.add_argument("--rng", action="store_true", help="attach a virtio-rng")
+    run.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="FILE.py[:Class]",
+        help="attach the pyvmm.Device in a file; may be repeated",
+    )
+    run.add_argument(
+        "--timeout", type=float, metavar="S", help="give up after S seconds"
+    )
+    run.add_argument(
+        "--trace",
+        action="store_true",
+        help="print each exit on the standard error",
+    )
+    run.set_defaults(command=run_command)
+    info = commands.add_parser(
+        "info",
+        help="what this host's KVM can do",
+        description="What this host's KVM can do, and why not when it cannot. "
+        "Runs a few tiny guests to find out.",
+    )
+    info.set_defaults(command=info_command)
+    return parser
+
+
+def complain(text: str) -> None:
+    """One line of our own on the standard error."""
+    sys.stdout.flush()
+    print(f"pyvmm: {text}", file=sys.stderr)
+
+
+# -- run ---------------------------------------------------------------------
+
+
+def run_command(options: Namespace) -> int:
+    """`pyvmm run`."""
+    from .errors import Error, GuestError
+
+    try:
+        machine = make_machine(options)
+    except (Error, OSError, ValueError, TypeError, ImportError) as exc:
+        complain(describe(exc))
+        return STATUS_ERROR
+    with machine:
+        try:
+            feed_input(machine)
+            stop = machine.run(timeout=options.timeout)
+        except GuestError as exc:
+            complain(str(exc))
+            timeout = exc.stop.reason == "timeout"
+            return STATUS_TIMEOUT if timeout else STATUS_ERROR
+        except (OSError, Error) as exc:
+            complain(describe(exc))
+            return STATUS_ERROR
+    return exit_status(stop)
+
+
+def exit_status(stop: Stop) -> int:
+    """The process's exit status for an end that the guest means."""
+    if stop.status is not None:
+        return min(stop.status, STATUS_MAX)
+    complain(stop.message)
+    return STATUS_ERROR if stop.reason == "halt" else 0
+
+
+def describe(exc: BaseException) -> str:
+    """An exception for people: its text and its notes."""
+    text = str(exc)
+    if isinstance(exc, OSError) and exc.strerror and not exc.filename:
+        text = exc.strerror
+    notes = getattr(exc, "__notes__", [])
+    return "\n".join([text or type(exc).__name__, *notes])
+
+
+def make_machine(options: Namespace) -> Machine:
+    """The machine that the options describe."""
+    from .machine import Machine
+
+    machine = Machine(
+        options.memory,
+        cpus=options.cpus,
+        cmdline=options.cmdline,
+        console=sys.stdout,
+    )
+    try:
+        machine.load(options.guest, initrd=options.initrd)
+        if options.rng:
+            from .rng import Rng
+
+            machine.attach(Rng())
+        for name in options.device:
+            machine.attach(make_device(name))
+        if options.trace:
+            machine.trace = print_exit
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def make_device(name: str) -> object:
+    """The device of a `FILE.py[:Class]`: its Class, or its only one."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from .device import Device
+    from .rng import Rng
+
+    path, colon, wanted = name.rpartition(":")
+    if not colon:
+        path, wanted = name, ""
+    if not os.path.exists(path):
+        raise ValueError(f"no file {path!r}")
+    spec = spec_from_file_location(os.path.basename(path)[:-3], path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path!r} is no Python file")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    folder = os.path.dirname(os.path.abspath(path))
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec.loader.exec_module(module)
+    if wanted:
+        if not hasattr(module, wanted):
+            raise ValueError(f"{path} has no {wanted}")
+        return getattr(module, wanted)()
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Device | Rng)
+        and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = ", ".join(value.__name__ for value in found) or "none"
+        raise ValueError(
+            f"{path} has not one device class but {names}: say {path}:CLASS"
+        )
+    device: object = found[0]()
+    return device
+
+
+def feed_input(machine: Machine) -> None:
+    """Let the guest read the standard input.
+
+    A file is read at once. A terminal and a pipe, whose end may never come,
+    are read by a thread.
+    """
+    from stat import S_ISCHR, S_ISREG
+
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return  # no standard input
+    if S_ISREG(mode):
+        while data := os.read(0, 1 << 20):
+            machine.console.send(data)
+    elif not S_ISCHR(mode) or os.isatty(0):
+        from threading import Thread
+
+        Thread(target=read_input, args=(machine,), daemon=True).start()
+
+
+def read_input(machine: Machine) -> None:
+    """What comes goes to the guest, until it or the input ends."""
+    while data := os.read(0, 4096):
+        if machine.closed:
+            return
+        machine.console.send(data)
+
+
+def print_exit(exit: _vmm.Exit) -> None:
+    """One line of --trace."""
+    from .stop import describe_access, exit_name
+
+    if exit.size:
+        text = describe_access(
+            exit.pio, exit.write, exit.size, exit.addr, exit.value
+        )
+        text = f"{exit_name(exit.reason)}: {text}"
+    else:
+        text = exit_name(exit.reason)
+    print(text, file=sys.stderr)
+
+
+# -- info --------------------------------------------------------------------
+
+
+def info_command(options: Namespace) -> int:
+    """`pyvmm info`."""
+    from . import host
+
+    try:
+        facts = host.facts()
+    except OSError as exc:
+        complain(describe(exc))
+        return 1
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:{width}}  {value}")
+    return 0
