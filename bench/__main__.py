@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from . import create, exits, rng, start
+from . import create, exits, many, rng, start
 from .table import HEAD, Row, line
 
 BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
@@ -20,6 +20,8 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "create": create.first_exit,
     "start": start.start,
     "rng": rng.requests,
+    "idle": many.idle,
+    "scale": many.scale,
 }
 
 
