@@ -36,10 +36,9 @@
  *
  * Threads: any. `lock` is held around register accesses (but for the interrupt
  * registers and the ringing of the doorbell) and around queue processing, so
- * around every op; an op must not take it. Functions marked
- * (locked) are for ops and for whoever holds `lock`; the others take it
- * themselves. Fields are read under the lock too; those before the first access
- * of the guest are set by the owner without.
+ * around every op; an op must not take it. Functions marked (locked) are for
+ * ops and for whoever holds `lock`; the others take it themselves. Fields are
+ * read under the lock too; the owner's are set before the guest's first access.
  */
 #ifndef VMM_VIRTIO_MMIO_H
 #define VMM_VIRTIO_MMIO_H

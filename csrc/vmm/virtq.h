@@ -162,16 +162,16 @@ int vmm_virtq_pop(struct vmm_virtq *vq, struct vmm_chain *chain);
  * be popped. Several go back the other way round, the last one popped first.
  * The chain is no longer in flight. -ESTALE: it was not in flight in this life
  * of the queue. -EINVAL: one that was popped after it has not been given back;
- * nothing has changed.
+ * nothing has changed. The driver is not asked to notify of it again.
  */
 int vmm_virtq_unpop(struct vmm_virtq *vq, struct vmm_chain *chain);
 
 /*
  * Returns a chain to the driver through the used ring, `written` bytes of its
- * writable segments having been filled from the start on. The chain is no
- * longer in flight, whatever the answer. -ESTALE: it was not in flight in this
- * life of the queue; nothing was written. -EINVAL: more than writable_len; the
- * chain is still in flight. -EPROTO: the queue is broken.
+ * writable segments having been filled from the start on. -EINVAL: more
+ * than writable_len; nothing has changed. With every other answer the chain is
+ * no longer in flight. -ESTALE: it was not in flight in this life of the queue;
+ * nothing was written. -EPROTO: the queue is broken.
  * The driver is not told: ask vmm_virtq_must_interrupt after a batch.
  */
 int vmm_virtq_push(struct vmm_virtq *vq, struct vmm_chain *chain,
