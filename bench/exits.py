@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pyvmm import _vmm
 
 from .bare import Bare
-from .measure import Figure, Step, pairs, ratio, timed
+from .measure import Figure, Found, Step, pairs, ratio, timed
 from .table import Row
 
 BASE = 0x100000
@@ -149,9 +149,6 @@ class Group:
         _vmm.reap()
 
 
-Found = list[tuple[float, float]]
-
-
 def compare(
     mode: str,
     op: int,
@@ -216,7 +213,7 @@ def swapped(guest: Guest, device: object) -> Step:
 def in_python(effort: float) -> Iterator[Row]:
     """A Python device over a native one, in turn on the same vCPU."""
     kvm = _vmm.KVM()
-    rounds, count = round(10 * effort), 60
+    rounds, count = round(10 * effort), 100
     for mode, ring in MODES.items():
         for op, name in ((READ, "read"), (WRITE, "write")):
             values: list[float] = []

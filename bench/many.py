@@ -19,8 +19,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, perf_counter_ns, sleep
-from typing import Protocol
 
+import pyvmm
+from pyvmm import _vmm
+
+from .create import CODE, Closing, LowLevel
 from .measure import Figure
 from .table import Row
 
@@ -33,10 +36,6 @@ PAGE = 4096
 # the like are in none of these; those that are mapped count as the process's.
 KERNEL = ("Slab", "KernelStack", "PageTables", "SecPageTables", "VmallocUsed",
           "Percpu")  # fmt: skip
-
-
-class Closing(Protocol):
-    def close(self) -> None: ...
 
 
 def fields(path: str) -> dict[str, int]:
@@ -65,10 +64,6 @@ class Look:
 
 
 def make_machine() -> Callable[[], Closing]:
-    import pyvmm
-
-    from .create import CODE
-
     def make() -> Closing:
         m = pyvmm.Machine(memory="16M")
         m.load(raw=CODE)
@@ -80,8 +75,6 @@ def make_machine() -> Callable[[], Closing]:
 
 
 def make_vmm() -> Callable[[], Closing]:
-    from .create import LowLevel
-
     low = LowLevel()
 
     def make() -> Closing:
@@ -128,8 +121,6 @@ def wait_for_threads(count: int) -> None:
 
 def one_round(make: Callable[[], Closing], count: int) -> dict[str, float]:
     """Make them, run each once, close all."""
-    from pyvmm import _vmm
-
     gc.collect()
     before = Look()
     start = perf_counter_ns()

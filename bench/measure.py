@@ -13,6 +13,7 @@ from math import sqrt
 from time import perf_counter_ns
 
 Step = Callable[[], float]
+Found = list[tuple[float, float]]
 
 
 class Figure:
@@ -57,9 +58,9 @@ def timed(step: Callable[[], object]) -> Step:
     return run
 
 
-def pairs(first: Step, second: Step, count: int) -> list[tuple[float, float]]:
+def pairs(first: Step, second: Step, count: int) -> Found:
     """`count` pairs (first, second); which one goes first alternates."""
-    found = []
+    found: Found = []
     for i in range(count):
         if i % 2:
             b = second()
@@ -71,11 +72,11 @@ def pairs(first: Step, second: Step, count: int) -> list[tuple[float, float]]:
     return found
 
 
-def ratio(found: list[tuple[float, float]]) -> Figure:
+def ratio(found: Found) -> Figure:
     """The second over the first."""
     return Figure([b / a for a, b in found])
 
 
-def difference(found: list[tuple[float, float]], each: float = 1) -> Figure:
+def difference(found: Found, each: float = 1) -> Figure:
     """The second less the first, for each of so many parts."""
     return Figure([(b - a) / each for a, b in found])

@@ -74,7 +74,7 @@ class Row:
 
 
 HEAD = ("path", "figure", "bound", "", "n", "middle half", "")
-WIDTHS = (47, 10, 8, 5, 4, 14, 0)
+WIDTHS = (51, 10, 8, 5, 4, 14, 0)
 
 
 def line(cells: Iterable[str]) -> str:
