@@ -22,11 +22,9 @@
 #define RETRY_NS 100000000ULL
 
 static int rng_notify(struct vmm_virtio_mmio *mmio, unsigned queue);
-static int rng_reset(struct vmm_virtio_mmio *mmio);
 
 static const struct vmm_virtio_mmio_dev_ops rng_ops = {
     .notify = rng_notify,
-    .reset = rng_reset,
 };
 
 int
@@ -235,6 +233,7 @@ work_on_queue(struct vmm_rng *rng, uint64_t now_ns)
     enum filled filled = COMPLETE;
     int ret;
 
+    /* After a reset the chain in progress is stale, and is forgotten. */
     rng->dry = false;
     rng->mmio.due_ns = 0;
     vmm_virtq_notify_off(vq);
@@ -265,16 +264,6 @@ rng_notify(struct vmm_virtio_mmio *mmio, unsigned queue)
 
     (void)queue;
     return work_on_queue(rng, rng->rate ? vmm_now_ns() : 0);
-}
-
-static int
-rng_reset(struct vmm_virtio_mmio *mmio)
-{
-    struct vmm_rng *rng = vmm_container_of(mmio, struct vmm_rng, mmio);
-
-    vmm_chain_drop(&rng->chain);
-    rng->dry = false;
-    return VMM_BUS_DONE;
 }
 
 int

@@ -246,9 +246,7 @@ write_ready(struct vmm_virtio_mmio *dev, uint32_t val)
     if (!vq)
         return;
     if (!val) {
-        /* A broken queue stays so: only a reset heals it. */
-        if (!vq->fault)
-            vmm_virtq_stop(vq);
+        vmm_virtq_stop(vq);
         return;
     }
     if (vq->ready || !(dev->status & VIRTIO_CONFIG_S_DRIVER) ||

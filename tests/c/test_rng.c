@@ -209,6 +209,30 @@ test_source_ends(void)
     end();
 }
 
+/* A page is dirty again when a later call writes there. */
+static void
+test_resumed_is_dirty(void)
+{
+    uint64_t bits[RAM_LEN / VMM_PAGE_SIZE / 64];
+    uint64_t page = (BUF - RAM) / VMM_PAGE_SIZE;
+
+    begin();
+    CHECK_EQ(vmm_rng_external(&rng, 0x1000), 0);
+    ask(BUF + 0x1000 - 1, 3);
+    CHECK_EQ(notify(), VMM_BUS_OWNER);
+    vmm_mem_take_dirty(&mem, 0, bits);
+    CHECK_EQ(bits[page / 64] >> page % 64 & 7, 3);
+    vmm_rng_feed(&rng, "a", 1);
+    CHECK_EQ(vmm_rng_process(&rng), VMM_BUS_OWNER);
+    vmm_mem_take_dirty(&mem, 0, bits);
+    CHECK_EQ(bits[page / 64] >> page % 64 & 7, 1);
+    vmm_rng_feed(&rng, "b", 1);
+    CHECK_EQ(vmm_rng_process(&rng), VMM_BUS_OWNER);
+    vmm_mem_take_dirty(&mem, 0, bits);
+    CHECK_EQ(bits[page / 64] >> page % 64 & 7, 2);
+    end();
+}
+
 /* A chain in progress is not touched any more once it was taken back. */
 static void
 test_reset_in_progress(void)
@@ -434,6 +458,7 @@ main(void)
     RUN(test_more_than_a_batch);
     RUN(test_external);
     RUN(test_source_ends);
+    RUN(test_resumed_is_dirty);
     RUN(test_reset_in_progress);
     RUN(test_limit);
     RUN(test_many_at_once);

@@ -461,6 +461,14 @@ test_total_length(void)
     taken(4, 0, 1ULL << 32, 0);
     driver_desc(&drv, 4, HIGH, 1, D_WRITE, 0);
     refused("2^32");
+    /* Both kinds count together. */
+    for (uint16_t i = 0; i < 4; i++)
+        driver_desc(&drv, i, HIGH, 1U << 30, i < 3 ? D_NEXT : D_NEXT | D_WRITE,
+                    i + 1);
+    driver_desc(&drv, 4, HIGH, 0, D_WRITE, 0);
+    taken(3, 1, 3ULL << 30, 1ULL << 30);
+    driver_desc(&drv, 4, HIGH, 1, D_WRITE, 0);
+    refused("2^32");
     end();
 }
 
