@@ -208,6 +208,8 @@ class Runner:
         vcpu = self.vcpus[index]
         try:
             while not round_.over:
+                if self.wanted:
+                    vcpu.kick()  # asked for before there was a vCPU
                 # Only the caller's thread looks at the clock.
                 left = None if index else round_.left()
                 exit = vcpu.run(left)
