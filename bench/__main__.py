@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ def main() -> int:
     effort = 0.2 if args.quick else 1.0
     broken = over = 0
     began = monotonic()
+    load, cpus = os.getloadavg()[0], os.cpu_count()
+    print(f"load {load:.1f} on {cpus} CPUs, Linux {os.uname().release}\n")
     print(line(HEAD))
     for name in args.only or BENCHES:
         gc.collect()
