@@ -19,7 +19,7 @@ with pyvmm.Machine() as m:
 with pyvmm.Machine() as m:
     m.load(asm="spin: jmp spin")
     stop = m.run(timeout=0.1, check=False)  # as a value
-    print(stop.reason, stop.crashed, stop.where)
+    print(stop.reason, stop.crashed, stop.where.symbol)
 
 
 class Broken(pyvmm.Device):

@@ -30,7 +30,7 @@ with pyvmm.Machine() as m:
     for _ in range(3):
         stop = m.run(until="square", timeout=5)
         argument = m.cpu.mem.read_u32(m.cpu.esp + 4)  # virtual, as m.cpu sees
-        print(f"{stop.reason} {stop.where}, n = {argument}")
+        print(f"{stop.reason} {stop.where.symbol}, n = {argument}")
     print("table so far:", m.mem.read_u32("table"), m.mem.read_u32("table+4"))
     m.cpu.mem.write_u32(m.cpu.esp + 4, 10)
     while m.step().where.symbol == "square":
