@@ -44,6 +44,7 @@ class Console:
         self._expect_at = 0
         self._pattern: re.Pattern[Any] | None = None
         self._found: re.Match[Any] | None = None
+        self._ends_run = False  # the run is expect()'s own
         self._connect(target)
 
     def _connect(self, target: object) -> None:
@@ -109,7 +110,7 @@ class Console:
             if self._pattern is not None and self._found is None:
                 self._found = self._search()
                 if self._found is not None:
-                    self._machine._runner.interrupt("match")
+                    self._machine._runner.matched(self._ends_run)
 
     def _deliver(self, whole_lines: bool) -> None:
         """Hand new output to the callable, a line at a time."""
@@ -172,6 +173,8 @@ class Console:
         """
         import re
 
+        from .running import run_for_match
+
         with self._lock:
             if self._pattern is not None:
                 raise RuntimeError("expect() is waiting on another thread")
@@ -183,7 +186,7 @@ class Console:
                 self.native.watch = True
         try:
             if self._found is None:
-                self._machine._run_for_match(self, timeout)
+                run_for_match(self._machine, self, timeout)
         finally:
             with self._lock:
                 match, self._found = self._found, None

@@ -25,7 +25,7 @@ class Lines:
         from io import BytesIO
 
         # An optional library without types.
-        from elftools.elf.elffile import ELFFile  # type: ignore
+        from elftools.elf.elffile import ELFFile  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         elf = ELFFile(BytesIO(data))
         if not elf.has_dwarf_info():

@@ -27,6 +27,7 @@ SUBERRORS = {
 }
 
 INSN_MAX = 15  # bytes of the longest x86 instruction
+INSN_BEFORE = 8  # shown of what is before rip
 
 
 def make_stop(
@@ -44,16 +45,21 @@ def make_stop(
         cs = registers.segment("cs")
         address = linear_pc(cs, registers.efer, exit.rip)
     reason, message = classify(machine, exit, point, timeout)
+    # KVM has moved on when a write comes out, and not when a read does.
+    passed = exit.size > 0 and exit.write
     insn = b""
     if reason not in stop.MEANT:
-        insn = exit.insn or read_code(machine, index, address)
+        start = address - INSN_BEFORE if passed else address
+        insn = exit.insn or read_code(machine, index, max(start, 0))
+        insn = insn[:INSN_BEFORE] if passed else insn
     return Stop(
         reason,
         status=exit.value if reason == "exit" else None,
         message=message,
         cpu=index,
         registers=registers,
-        where=machine.symbols.where(address),
+        where=machine.symbols.where(address, passed=passed),
+        passed=passed,
         insn=insn,
         exit=exit,
         past=vcpu.past,

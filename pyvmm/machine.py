@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import atexit
 from os import PathLike
-from weakref import WeakSet
 
-from . import _vmm, ends
-from .boot import Boot, Placed, Platform, Region
+from . import _vmm, assembly, running
+from .boot import Boot
 from .console import Console
-from .cpu import Cpu
 from .debug import Debugger
-from .errors import GuestError, GuestTimeout
 from .image import make_image
 from .memory import (
     PhysicalMemory,
@@ -20,7 +16,7 @@ from .memory import (
     parse_size,
     ram_ranges,
 )
-from .run import CLOSE, PAUSE, Runner, closed_error
+from .run import CLOSE, PAUSE, Runner
 from .symbols import Symbols
 from .wiring import LINES, Wiring
 
@@ -32,17 +28,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .cpu import Cpu
     from .debug import Point
     from .image import Image
-    from .run import End
     from .stop import Stop
     from .symbols import Address
 
     D = TypeVar("D")
-
-EXIT_SECONDS = 2.0  # what the interpreter's exit waits for a device's method
-
-_alive: WeakSet[Machine] = WeakSet()
 
 
 class Machine:
@@ -97,6 +89,7 @@ class Machine:
         if boot is not None and not callable(getattr(boot, "start", None)):
             raise TypeError("boot is an object with start(platform), a Boot")
         self._count = cpus
+        self._size = size  # of RAM, for the repr
         self._strict = strict
         self._irqchip = irqchip
         self._pit = pit
@@ -183,6 +176,7 @@ class Machine:
         flags |= _vmm.MEM_SHARED if shared else 0
         flags |= _vmm.MEM_HUGE if huge else 0
         self.memory.add(gpa, length, flags)
+        self._size += length
         if content is not None:
             self.memory.write(gpa, content)
 
@@ -269,105 +263,16 @@ class Machine:
         self._check_open()
         self._wiring.detach(device)
 
-    # -- making it -----------------------------------------------------------
-
     def _realise(self) -> _vmm.VM:
-        """Make the host's objects, in the order that is fast."""
+        """The VM, made now if it is not there yet."""
         self._check_open()
-        if self._vm is not None:
-            return self._vm
-        from .host import kvm
-
-        vm = _vmm.VM(kvm(), self.memory)
-        try:
-            vm.strict = self._strict
-            if self._irqchip:
-                vm.create_irqchip()
-            if self._pit:
-                vm.create_pit()
-            vcpus = [
-                _vmm.VCPU(vm, cpus=self._count) for _ in range(self._count)
-            ]
-            vm.pio.add(_vmm.EXIT_PORT, _vmm.EXIT_SIZE, _vmm.ExitPort())
-            if self._console is not None:
-                vm.pio.add(
-                    _vmm.CONSOLE_PORT,
-                    _vmm.CONSOLE_SIZE,
-                    self._console.native,
-                )
-                vm.wakers += self._console.line is not None
-            self._wiring.realise(vm)
-            if self._image is not None:
-                self._image.write(self.memory)
-        except BaseException:
-            vm.close()
-            raise
-        self._vm = vm
-        self._runner.vcpus = vcpus
-        self._cpus = [Cpu(self, vcpu) for vcpu in vcpus]
-        for vcpu in vcpus:
-            vcpu.trace = self._trace
-        if not _alive:
-            atexit.register(_close_all)
-        _alive.add(self)
-        return vm
+        return self._vm or assembly.realise(self)
 
     def _boot(self, running: bool = False) -> None:
-        """Write the boot information and set the start registers, once."""
+        """Boot information and start registers are in place after it."""
         self._realise()
-        if self._booted:
-            return
-        protocol = self._boot_protocol
-        if protocol is None:
-            if self._image is None and not running:
-                self._booted = True  # in the processor's reset state
-                return
-            from .boot.start_info import StartInfo
-
-            protocol = StartInfo()
-        start = protocol.start(self._platform())
-        for gpa, data in start.writes:
-            self.memory.write(gpa, data)
-        if start.tables:
-            span = max(gpa + n for gpa, n, *_ in self.memory.regions)
-            _vmm.x86_tables(self.memory, start.tables, span)
-        from . import x86
-
-        values = dict.fromkeys(x86.REGS, 0)
-        for name, value in start.registers.items():
-            if name not in values:
-                raise ValueError(f"boot: no register {name!r}")
-            values[name] = value
-        regs = x86.REGS_STRUCT.pack(*values.values())
-        self._cpus[0].vcpu.start(start.mode, regs, start.tables)
-        self._booted = True
-
-    def _platform(self) -> Platform:
-        """What a boot protocol is told."""
-        return Platform(
-            [
-                Region(gpa, size, bool(flags & _vmm.MEM_READONLY))
-                for gpa, size, flags, _ in self.memory.regions
-            ],
-            self._image,
-            sorted(
-                (
-                    Placed(
-                        slot.name,
-                        slot.base,
-                        slot.size,
-                        is_port=slot.is_port,
-                        line=slot.lines[0] if slot.lines else 0,
-                        virtio=slot.is_virtio,
-                    )
-                    for slot in self._wiring.slots
-                ),
-                key=lambda placed: placed.base,
-            ),
-            self.cmdline,
-            self._initrd,
-            _vmm.IOAPIC_BASE if self._irqchip else 0,
-        )
+        if not self._booted:
+            assembly.boot(self, running)
 
     # -- running -------------------------------------------------------------
 
@@ -393,51 +298,9 @@ class Machine:
         closed machine, RuntimeError when it runs already, and Error when
         another thread closes it meanwhile.
         """
-        return self._guarded(lambda: self._until(until, timeout), check)
-
-    def _guarded(self, run: Callable[[], Stop], check: bool) -> Stop:
-        """run() as the only one, with its outcome remembered."""
-        runner = self._runner
-        runner.begin()
-        outcome: Stop | BaseException = closed_error()
-        try:
-            self._boot(running=True)
-            self._ran = True
-            if self._console is not None:
-                self._console.prepare()
-            outcome = run()
-            if check and outcome.crashed:
-                raise ends.make_error(outcome)
-            return outcome
-        except BaseException as exc:
-            outcome = exc
-            raise
-        finally:
-            try:
-                if self._console is not None:
-                    self._console.flush()
-            finally:
-                runner.finish(outcome)
-                if self._close_after:
-                    self.close()
-
-    def _until(
-        self,
-        until: Address | list[Address] | tuple[Address, ...] | None,
-        timeout: float | None,
-    ) -> Stop:
-        points = self._debug.targets(until)
-        end = self._debug.run(points, timeout)
-        return self._stop(end, self._debug.hit(end, points), timeout)
-
-    def _stop(
-        self, end: End, point: Point | None, timeout: float | None
-    ) -> Stop:
-        if self._runner.wanted == CLOSE:
-            raise closed_error()
-        if point is not None:
-            point.hits += 1
-        return ends.make_stop(self, end, point, timeout)
+        return running.guarded(
+            self, lambda: running.until(self, until, timeout), check
+        )
 
     def step(
         self, n: int = 1, *, cpu: int = 0, timeout: float | None = None
@@ -457,9 +320,9 @@ class Machine:
                 end = self._debug.step(cpu, timeout)
                 if end[1].reason != _vmm.EXIT_DEBUG:
                     break
-            return self._stop(end, None, timeout)
+            return running.make_stop(self, end, None, timeout)
 
-        return self._guarded(run, True)
+        return running.guarded(self, run, True)
 
     def start(
         self,
@@ -506,33 +369,6 @@ class Machine:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
-
-    def _run_for_match(self, console: Console, timeout: float | None) -> None:
-        """Run until console.matched, for expect()."""
-        runner = self._runner
-        if runner.owner is not None and not runner.inside:
-            with runner.changed:
-                runner.changed.wait_for(
-                    lambda: console.matched or runner.owner is None, timeout
-                )
-            if console.matched:
-                return
-            if runner.owner is not None:
-                raise TimeoutError(
-                    f"{console.expected} did not come within {timeout:g} s; "
-                    f"the console ends with:\n{console.tail}"
-                )
-            stop = self.wait()
-        else:
-            stop = self._guarded(lambda: self._until(None, timeout), False)
-        if console.matched:
-            return
-        kind = GuestTimeout if stop.reason == "timeout" else GuestError
-        raise kind(
-            f"{console.expected} did not come: {stop.report}\n"
-            f"  the console ends with:\n{console.tail}",
-            stop,
-        )
 
     # -- debugging -----------------------------------------------------------
 
@@ -633,43 +469,9 @@ class Machine:
             cpu.vcpu.trace = function
 
     def __repr__(self) -> str:
-        size = sum(length for _, length, *_ in self._regions)
-        state = "described"
-        if self._closed:
-            state = "closed"
-        elif self.running:
-            state = "running"
-        elif self._vm is not None:
-            state = "stopped" if self._ran else "ready"
-        lines = [
-            f"<Machine {state}, {self._count} vCPU"
-            f"{'s' if self._count > 1 else ''}, {size // 1024} KiB"
-        ]
-        for gpa, length, flags, _ in self._regions:
-            kind = "ROM" if flags & _vmm.MEM_READONLY else "RAM"
-            lines.append(f"  {gpa:#011x}..{gpa + length - 1:#011x} {kind}")
-        if self._image is not None:
-            lines.append(f"  {self._image!r}")
-        lines += [f"  {slot}" for slot in self._wiring.slots]
-        lines += self._cpu_lines()
-        return "\n".join(lines) + ">"
+        from .picture import picture
 
-    @property
-    def _regions(self) -> list[tuple[int, int, int, int]]:
-        return [] if self.memory.closed else self.memory.regions
-
-    def _cpu_lines(self) -> list[str]:
-        from .stop import past_lines
-
-        lines: list[str] = []
-        for cpu in self._cpus:
-            if cpu.vcpu.closed:
-                continue
-            lines.append(f"  {cpu.vcpu!r}")
-            if not cpu.vcpu.running:
-                past = past_lines(cpu.vcpu.past[-4:])
-                lines += [f"    {line}" for line in past]
-        return lines
+        return picture(self)
 
     # -- closing -------------------------------------------------------------
 
@@ -703,7 +505,7 @@ class Machine:
         if self._vm is not None:
             self._vm.close()
         self.memory.close()
-        _alive.discard(self)
+        assembly.forget(self)
 
     def __enter__(self) -> Machine:
         self._check_open()
@@ -733,9 +535,3 @@ def check_cmdline(cmdline: str) -> str:
     if "\0" in cmdline:
         raise ValueError("cmdline has a NUL in it")
     return cmdline
-
-
-def _close_all() -> None:
-    """The interpreter exits: no guest may run on."""
-    for machine in list(_alive):
-        machine._close(EXIT_SECONDS)

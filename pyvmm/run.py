@@ -117,6 +117,14 @@ class Runner:
                 self.wanted = what
         self.kick()
 
+    def matched(self, end: bool) -> None:
+        """console.expect() has what it waits for: end its run, or tell it."""
+        if end:
+            self.interrupt(MATCH)
+            return
+        with self.changed:
+            self.changed.notify_all()
+
     def kick(self) -> None:
         """All vCPUs leave the guest soon."""
         for vcpu in self.vcpus:
@@ -173,6 +181,8 @@ class Runner:
         if self._pending:
             return self._pending.pop(0)
         round_ = Round(timeout)
+        if self.wanted:
+            self.kick()  # it was asked for before there were vCPUs
         if len(self.vcpus) == 1:
             self._run_one(0, round_)
         else:

@@ -168,7 +168,9 @@ class Stop:
     `cpu`: index of the vCPU. `registers`: its registers then.
     `rip`: its instruction pointer, at the instruction that did it where known.
     `where`: that as symbol, offset, file and line.
-    `insn`: bytes of the instruction there, b"" when they cannot be read.
+    `passed`: rip is behind the instruction that did it, as it is for writes.
+    `insn`: bytes of the instruction (of those before rip when it is `passed`),
+    b"" when they cannot be read or the end is one that guests mean.
     `exit`: the `_vmm.Exit` below, or None. `past`: the exits before it, oldest
     first, as (reason, port?, write?, size, address, value).
     `point`: the breakpoint or watchpoint of "break" and "until".
@@ -177,7 +179,7 @@ class Stop:
     """
 
     __slots__ = (
-        "cpu", "exit", "insn", "message", "past", "point", "reason",
+        "cpu", "exit", "insn", "message", "passed", "past", "point", "reason",
         "registers", "status", "where",
     )  # fmt: skip
 
@@ -187,6 +189,7 @@ class Stop:
     cpu: int
     registers: Registers
     where: Where
+    passed: bool
     insn: bytes
     exit: _vmm.Exit | None
     past: list[tuple[int, bool, bool, int, int, int]]
@@ -201,6 +204,7 @@ class Stop:
         where: Where,
         message: str = "",
         status: int | None = None,
+        passed: bool = False,
         insn: bytes = b"",
         exit: _vmm.Exit | None = None,
         past: list[tuple[int, bool, bool, int, int, int]] | None = None,
@@ -212,6 +216,7 @@ class Stop:
         self.cpu = cpu
         self.registers = registers
         self.where = where
+        self.passed = passed
         self.insn = insn
         self.exit = exit
         self.past = past or []
@@ -230,12 +235,14 @@ class Stop:
     @property
     def report(self) -> str:
         """All of it as text: what happened, where, registers, exits."""
+        at = "just before" if self.passed else "at"
         lines = [
-            f"{self.message}",
-            f"  at {self.where} (rip {self.rip:#x}) on vCPU {self.cpu}",
+            self.message,
+            f"  {at} {self.where} (rip {self.rip:#x}) on vCPU {self.cpu}",
         ]
         if self.insn:
-            lines.append(f"  instruction bytes: {self.insn.hex(' ')}")
+            what = "bytes before rip" if self.passed else "bytes at rip"
+            lines.append(f"  {what}: {self.insn.hex(' ')}")
         lines += register_lines(self.registers, set())
         past = self.past[-HISTORY:]
         if past:

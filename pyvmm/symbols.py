@@ -23,20 +23,26 @@ class Where:
     (`pip install pyvmm-kvm[debug]`); they are None without it.
     """
 
-    __slots__ = ("_line", "_symbols", "address", "offset", "symbol")
+    __slots__ = ("_back", "_line", "_symbols", "address", "offset", "symbol")
 
     def __init__(
-        self, address: int, symbol: str | None, offset: int, symbols: Symbols
+        self,
+        address: int,
+        symbol: str | None,
+        offset: int,
+        symbols: Symbols,
+        back: int = 0,
     ) -> None:
         self.address = address
         self.symbol = symbol
         self.offset = offset
         self._symbols: Symbols | None = symbols
+        self._back = back
         self._line: tuple[str, int] | None = None
 
     def _look(self) -> tuple[str, int] | None:
         if self._symbols is not None:
-            self._line = self._symbols.line(self.address)
+            self._line = self._symbols.line(self.address - self._back)
             self._symbols = None
         return self._line
 
@@ -185,11 +191,16 @@ class Symbols:
                     return address - vaddr + paddr
         return address
 
-    def where(self, address: int) -> Where:
-        """What is at this virtual address."""
-        found = self._elf.where(address) if self._elf else None
-        name, offset = found if found else (None, 0)
-        return Where(address, name, offset, self)
+    def where(self, address: int, *, passed: bool = False) -> Where:
+        """What is at this virtual address.
+
+        `passed`: it is that of the next instruction, and the one before is
+        meant, which may be the last of its function.
+        """
+        back = 1 if passed and address else 0
+        found = self._elf.where(address - back) if self._elf else None
+        name, offset = found if found else (None, -back)
+        return Where(address, name, offset + back, self, back)
 
     def line(self, address: int) -> tuple[str, int] | None:
         """File and line of the code at `address`, where DWARF is readable."""

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Machine's run(), step() and console.expect() have in common."""
+
+from __future__ import annotations
+
+from . import ends
+from .errors import GuestError, GuestTimeout
+from .run import CLOSE, closed_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .console import Console
+    from .debug import Point
+    from .machine import Machine
+    from .run import End
+    from .stop import Stop
+    from .symbols import Address
+
+
+def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
+    """run() as the only one, with its outcome remembered."""
+    runner = machine._runner
+    runner.begin()
+    outcome: Stop | BaseException = closed_error()
+    try:
+        machine._boot(running=True)
+        machine._ran = True
+        if machine._console is not None:
+            machine._console.prepare()
+        outcome = run()
+        if check and outcome.crashed:
+            raise ends.make_error(outcome)
+        return outcome
+    except BaseException as exc:
+        outcome = exc
+        raise
+    finally:
+        try:
+            if machine._console is not None:
+                machine._console.flush()
+        finally:
+            runner.finish(outcome)
+            if machine._close_after:
+                machine.close()
+
+
+def until(
+    machine: Machine,
+    targets: Address | list[Address] | tuple[Address, ...] | None,
+    timeout: float | None,
+) -> Stop:
+    points = machine._debug.targets(targets)
+    end = machine._debug.run(points, timeout)
+    return make_stop(machine, end, machine._debug.hit(end, points), timeout)
+
+
+def make_stop(
+    machine: Machine, end: End, point: Point | None, timeout: float | None
+) -> Stop:
+    if machine._runner.wanted == CLOSE:
+        raise closed_error()
+    if point is not None:
+        point.hits += 1
+    return ends.make_stop(machine, end, point, timeout)
+
+
+def run_for_match(
+    machine: Machine, console: Console, timeout: float | None
+) -> None:
+    """Run until console.matched, for expect()."""
+    runner = machine._runner
+    if runner.owner is not None and not runner.inside:
+        with runner.changed:
+            runner.changed.wait_for(
+                lambda: console.matched or runner.owner is None, timeout
+            )
+        if console.matched:
+            return
+        if runner.owner is not None:
+            raise TimeoutError(
+                f"{console.expected} did not come within {timeout:g} s; "
+                f"the console ends with:\n{console.tail}"
+            )
+        stop = machine.wait()
+    else:
+        console._ends_run = True
+        try:
+            stop = guarded(
+                machine, lambda: until(machine, None, timeout), False
+            )
+        finally:
+            console._ends_run = False
+    if console.matched:
+        return
+    kind = GuestTimeout if stop.reason == "timeout" else GuestError
+    raise kind(
+        f"{console.expected} did not come: {stop.report}\n"
+        f"  the console ends with:\n{console.tail}",
+        stop,
+    )
