@@ -60,14 +60,17 @@ static const struct {
     {"KVM_CREATE_IRQCHIP", EINVAL,
      "the interrupt controller must be made before the first vCPU"},
     {"KVM_CREATE_PIT2", EEXIST, "this VM has a PIT"},
-    {"KVM_CREATE_PIT2", ENXIO, "the PIT needs the interrupt controller first"},
+    {"KVM_CREATE_PIT2", ENOENT, "the PIT needs the interrupt controller first"},
     {"KVM_CREATE_VCPU", EEXIST, "a vCPU of this index exists"},
     {"KVM_CREATE_VCPU", EINVAL, "more vCPUs than the host allows"},
     {"KVM_IRQFD", EINVAL, "interrupts need the interrupt controller first"},
     {"KVM_IRQFD", EBUSY, "this eventfd serves another GSI already"},
     {"KVM_IOEVENTFD", EEXIST, "an ioeventfd is there already"},
     {"KVM_IRQ_LINE", ENXIO, "interrupts need the interrupt controller first"},
-    {"KVM_SIGNAL_MSI", ENXIO, "interrupts need the interrupt controller first"},
+    {"KVM_SIGNAL_MSI", EINVAL,
+     "interrupts need the interrupt controller first"},
+    {"KVM_SET_GSI_ROUTING", ENXIO,
+     "interrupts need the interrupt controller first"},
     {"KVM_RUN", EIO, "KVM objects do not survive fork()"},
     {"KVM_RUN", EFAULT,
      "the host could not provide a page of guest memory, or the guest "
@@ -170,6 +173,22 @@ vmm_kvm_fini(struct vmm_kvm *kvm)
         close(kvm->fd);
     kvm->fd = -1;
     kvm->run_size = 0;
+}
+
+int
+vmm_kvm_msr_list(struct vmm_kvm *kvm, uint32_t *index, unsigned room)
+{
+    struct {
+        uint32_t nmsrs;
+        uint32_t index[VMM_KVM_MAX_MSRS];
+    } list = {.nmsrs = VMM_KVM_MAX_MSRS}; /* like struct kvm_msr_list */
+    int err = vmm_kvm_ioctl(kvm->fd, KVM_GET_MSR_INDEX_LIST, &list,
+                            "KVM_GET_MSR_INDEX_LIST", &kvm->call);
+
+    if (err)
+        return err;
+    memcpy(index, list.index, vmm_min(room, list.nmsrs) * sizeof *index);
+    return (int)list.nmsrs;
 }
 
 const char *
