@@ -3,8 +3,9 @@
 # rule in tests/rules holds this file against the built module.
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple, final
+from typing import Any, Final, final
 
+from _typeshed import structseq
 from typing_extensions import Buffer, disjoint_base
 
 # Reasons of an Exit: csrc/vmm/vcpu.h, enum vmm_exit_reason, and four of run()'s
@@ -45,20 +46,66 @@ def x86_tables(memory: Memory, gpa: int, span: int, /) -> None: ...
 def reap() -> None: ...
 def bench_dispatch(bus: Bus, addr: int, size: int, count: int, /) -> float: ...
 
-class Exit(NamedTuple):  # a structseq in C
-    reason: int
-    pio: bool
-    write: bool
-    size: int
-    addr: int
-    value: int
-    device: object | None  # whose range it was
-    rip: int | None  # of the instruction, where it is known without cost
-    code: int  # hardware reason, suberror, event type or dr6
-    pc: int  # DEBUG: linear address
-    insn: bytes  # INTERNAL_ERROR: the bytes at rip
-    data: tuple[int, ...]
-    kvm_reason: int
+@final
+class Exit(
+    structseq[Any],
+    tuple[
+        int,
+        bool,
+        bool,
+        int,
+        int,
+        int,
+        object | None,
+        int | None,
+        int,
+        int,
+        bytes,
+        tuple[int, ...],
+        int,
+    ],
+):
+    __match_args__: Final = (
+        "reason",
+        "pio",
+        "write",
+        "size",
+        "addr",
+        "value",
+        "device",
+        "rip",
+        "code",
+        "pc",
+        "insn",
+        "data",
+        "kvm_reason",
+    )
+    @property
+    def reason(self) -> int: ...
+    @property
+    def pio(self) -> bool: ...
+    @property
+    def write(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def addr(self) -> int: ...
+    @property
+    def value(self) -> int: ...
+    @property
+    def device(self) -> object | None: ...
+    @property
+    def rip(self) -> int | None: ...
+    @property
+    def code(self) -> int: ...
+    @property
+    def pc(self) -> int: ...
+    @property
+    def insn(self) -> bytes: ...
+    @property
+    def data(self) -> tuple[int, ...]: ...
+    @property
+    def kvm_reason(self) -> int: ...
 
 @final
 class KVM:
@@ -82,14 +129,18 @@ class Memory:
     def __new__(cls) -> Memory: ...
     def add(self, gpa: int, size: int, flags: int = 0) -> None: ...
     @property
-    def regions(self) -> list[tuple[int, int, int, int]]: ...  # gpa, size, flags, memfd or -1
+    def regions(
+        self,
+    ) -> list[tuple[int, int, int, int]]: ...  # gpa, size, flags, memfd or -1
     @property
     def size(self) -> int: ...
     def span(self, gpa: int, size: int, /) -> int: ...
     def read(self, gpa: int, size: int, /) -> bytes: ...
     def write(self, gpa: int, data: Buffer, /) -> None: ...
     def fill(self, gpa: int, value: int, size: int, /) -> None: ...
-    def view(self, gpa: int, size: int, readonly: bool = False) -> memoryview: ...
+    def view(
+        self, gpa: int, size: int, readonly: bool = False
+    ) -> memoryview: ...
     def read_u8(self, gpa: int, /) -> int: ...
     def read_u16(self, gpa: int, /) -> int: ...
     def read_u32(self, gpa: int, /) -> int: ...
@@ -115,7 +166,9 @@ class Bus:
 
 @final
 class VM:
-    def __new__(cls, kvm: KVM, memory: Memory, *, tss_addr: int = 0xFFFFD000) -> VM: ...
+    def __new__(
+        cls, kvm: KVM, memory: Memory, *, tss_addr: int = 0xFFFFD000
+    ) -> VM: ...
     @property
     def pio(self) -> Bus: ...
     @property
@@ -133,10 +186,22 @@ class VM:
     def irqfd(self, fd: int, gsi: int, resample_fd: int = -1) -> None: ...
     def remove_irqfd(self, fd: int, gsi: int) -> None: ...
     def ioeventfd(
-        self, fd: int, addr: int, size: int = 0, *, pio: bool = False, match: int | None = None
+        self,
+        fd: int,
+        addr: int,
+        size: int = 0,
+        *,
+        pio: bool = False,
+        match: int | None = None,
     ) -> None: ...
     def remove_ioeventfd(
-        self, fd: int, addr: int, size: int = 0, *, pio: bool = False, match: int | None = None
+        self,
+        fd: int,
+        addr: int,
+        size: int = 0,
+        *,
+        pio: bool = False,
+        match: int | None = None,
     ) -> None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -151,7 +216,9 @@ class VCPU:
     @property
     def exits(self) -> int: ...
     @property
-    def past(self) -> list[tuple[int, bool, bool, int, int, int]]: ...  # oldest first
+    def past(
+        self,
+    ) -> list[tuple[int, bool, bool, int, int, int]]: ...  # oldest first
     @property
     def running(self) -> bool: ...
     trace: Callable[[Exit], object] | None
@@ -161,9 +228,13 @@ class VCPU:
     def get(self, what: str, /) -> bytes: ...
     def set(self, what: str, state: Buffer, /) -> None: ...
     def get_msrs(self, indices: Sequence[int], /) -> list[int]: ...
-    def set_msrs(self, indices: Sequence[int], values: Sequence[int], /) -> None: ...
+    def set_msrs(
+        self, indices: Sequence[int], values: Sequence[int], /
+    ) -> None: ...
     def nmi(self) -> None: ...
-    def debug(self, addresses: Sequence[int] = (), dr7: int = 0, step: bool = False) -> None: ...
+    def debug(
+        self, addresses: Sequence[int] = (), dr7: int = 0, step: bool = False
+    ) -> None: ...
     def close(self) -> None: ...
     @property
     def closed(self) -> bool: ...

@@ -210,7 +210,7 @@ raise_add(const struct vmm_range *range, const struct vmm_range *other,
 
 PyDoc_STRVAR(
     add_doc,
-    "add(base, size, device, /)\n--\n\n"
+    "add($self, base, size, device, /)\n--\n\n"
     "Let `device` answer accesses to `size` addresses from `base` on.\n\n"
     "A device is a Console, an ExitPort, a VirtioMMIO, which are handled in C, "
     "or any\nobject with read(offset, size) -> int and write(offset, size, "
@@ -257,7 +257,7 @@ bus_add(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(remove_doc,
-             "remove(base, /)\n--\n\n"
+             "remove($self, base, /)\n--\n\n"
              "Remove the range that starts at `base`; ValueError when none "
              "does.");
 
@@ -285,7 +285,7 @@ bus_remove(PyObject *op, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(find_doc, "find(addr, size=1, /)\n--\n\n"
+PyDoc_STRVAR(find_doc, "find($self, addr, size=1, /)\n--\n\n"
                        "The device that would answer this access, or None.");
 
 static PyObject *
@@ -461,7 +461,7 @@ as_access(PyObject *const *args, struct vmm_exit *exit)
 }
 
 PyDoc_STRVAR(read_doc,
-             "read(addr, size, /)\n--\n\n"
+             "read($self, addr, size, /)\n--\n\n"
              "What a guest's read of `size` bytes (1 to 8) at `addr` would "
              "get.\n\nRaises ValueError when nobody claims it.");
 
@@ -478,7 +478,7 @@ bus_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(write_doc,
-             "write(addr, size, value, /)\n--\n\n"
+             "write($self, addr, size, value, /)\n--\n\n"
              "Do what a guest's write of `size` bytes (1 to 8) at `addr` "
              "would.\n\nRaises ValueError when nobody claims it.");
 

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kvm.c - KVM: the host's /dev/kvm and what it can do */
-#include <sys/ioctl.h>
-
 #include "py.h"
 
 struct kvm *
@@ -64,7 +62,7 @@ kvm_repr(PyObject *op)
 }
 
 PyDoc_STRVAR(check_doc,
-             "check(cap, /)\n--\n\n"
+             "check($self, cap, /)\n--\n\n"
              "What KVM_CHECK_EXTENSION says of a capability's number: 0 is "
              "no.\n\nSource: Linux Documentation/virt/kvm/api.rst, 4.4.");
 
@@ -81,7 +79,7 @@ kvm_check_cap(PyObject *op, PyObject *arg)
 }
 
 PyDoc_STRVAR(msrs_doc,
-             "msr_indices()\n--\n\n"
+             "msr_indices($self, /)\n--\n\n"
              "The MSRs that a snapshot of this host's guests consists of.\n\n"
              "Source: Linux Documentation/virt/kvm/api.rst, 4.3.");
 
@@ -89,31 +87,30 @@ static PyObject *
 kvm_msr_indices(PyObject *op, PyObject *ignored)
 {
     struct kvm *self = kvm_check(state_of(Py_TYPE(op)), op);
-    struct {
-        uint32_t nmsrs;
-        uint32_t index[1024];
-    } list = {.nmsrs = 1024};
+    uint32_t index[VMM_KVM_MAX_MSRS];
     PyObject *ret;
+    int count;
 
     (void)ignored;
     if (!self)
         return NULL;
-    if (ioctl(self->kvm.fd, KVM_GET_MSR_INDEX_LIST, &list))
-        return raise_host("KVM_GET_MSR_INDEX_LIST", errno);
-    ret = PyList_New(list.nmsrs);
-    for (uint32_t i = 0; ret && i < list.nmsrs; i++) {
-        PyObject *index = PyLong_FromUnsignedLong(list.index[i]);
+    count = vmm_kvm_msr_list(&self->kvm, index, VMM_KVM_MAX_MSRS);
+    if (count < 0)
+        return raise_host(self->kvm.call, -count);
+    ret = PyList_New(count);
+    for (int i = 0; ret && i < count; i++) {
+        PyObject *item = PyLong_FromUnsignedLong(index[i]);
 
-        if (!index)
+        if (!item)
             Py_CLEAR(ret);
         else
-            PyList_SET_ITEM(ret, i, index);
+            PyList_SET_ITEM(ret, i, item);
     }
     return ret;
 }
 
 PyDoc_STRVAR(close_doc,
-             "close()\n--\n\n"
+             "close($self, /)\n--\n\n"
              "Refuse new machines; /dev/kvm is closed when the last VM goes.");
 
 static PyObject *

@@ -168,7 +168,7 @@ memory_repr(PyObject *op)
 
 PyDoc_STRVAR(
     add_doc,
-    "add(gpa, size, flags=0)\n--\n\n"
+    "add($self, /, gpa, size, flags=0)\n--\n\n"
     "Add a region of `size` bytes of zeros at guest-physical address `gpa`.\n\n"
     "Both are multiples of 4096. `flags`: MEM_READONLY (the guest's writes "
     "exit),\nMEM_SHARED (a memfd), MEM_HUGE (advise huge pages). Raises "
@@ -248,7 +248,7 @@ as_range(PyObject *gpa_arg, PyObject *size_arg, uint64_t *gpa, uint64_t *size)
 }
 
 PyDoc_STRVAR(span_doc,
-             "span(gpa, size, /)\n--\n\n"
+             "span($self, gpa, size, /)\n--\n\n"
              "How many bytes from `gpa` on, `size` at most, are RAM without a "
              "gap.");
 
@@ -266,7 +266,7 @@ memory_span(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(read_doc,
-             "read(gpa, size, /)\n--\n\n"
+             "read($self, gpa, size, /)\n--\n\n"
              "Copy `size` bytes out, across borders of adjacent regions.\n\n"
              "Raises ValueError when any byte is outside RAM.");
 
@@ -290,7 +290,7 @@ memory_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(write_doc,
-             "write(gpa, data, /)\n--\n\n"
+             "write($self, gpa, data, /)\n--\n\n"
              "Copy bytes in, across borders of adjacent regions; all or "
              "nothing.\n\n"
              "The host may write to regions that are read-only to the guest. "
@@ -320,7 +320,7 @@ memory_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(fill_doc, "fill(gpa, value, size, /)\n--\n\n"
+PyDoc_STRVAR(fill_doc, "fill($self, gpa, value, size, /)\n--\n\n"
                        "Set `size` bytes to `value` (0 to 255).\n\n"
                        "Raises ValueError when any byte is outside RAM.");
 
@@ -343,7 +343,7 @@ memory_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 
 PyDoc_STRVAR(
     view_doc,
-    "view(gpa, size, readonly=False)\n--\n\n"
+    "view($self, /, gpa, size, readonly=False)\n--\n\n"
     "A memoryview of guest RAM, without a copy.\n\n"
     "The range lies in one region. The RAM lives as long as a view of it, even "
     "after\nclose(). A writable view marks its pages dirty when it is made. "
@@ -424,19 +424,19 @@ INT_METHODS(64)
 
 #define INT_DEFS(bits)                                                         \
     {"read_u" #bits, read_u##bits, METH_O,                                     \
-     "read_u" #bits "(gpa, /)\n--\n\n"                                         \
+     "read_u" #bits "($self, gpa, /)\n--\n\n"                                  \
      "The unsigned little-endian integer of " #bits " bits at `gpa`.\n\n"      \
      "Raises ValueError outside RAM."},                                        \
     {                                                                          \
         "write_u" #bits, (PyCFunction)(void (*)(void))write_u##bits,           \
             METH_FASTCALL,                                                     \
-            "write_u" #bits "(gpa, value, /)\n--\n\n"                          \
+            "write_u" #bits "($self, gpa, value, /)\n--\n\n"                   \
             "Store an unsigned little-endian integer of " #bits " bits.\n\n"   \
             "Raises ValueError outside RAM or outside the range of the type."  \
     }
 
 PyDoc_STRVAR(dirty_doc,
-             "take_dirty()\n--\n\n"
+             "take_dirty($self, /)\n--\n\n"
              "Addresses of the pages that the host wrote since the last "
              "call.\n\n"
              "Sorted; writes of the guest itself are in KVM's dirty log.");
@@ -478,7 +478,7 @@ memory_take_dirty(PyObject *op, PyObject *ignored)
 }
 
 PyDoc_STRVAR(close_doc,
-             "close()\n--\n\n"
+             "close($self, /)\n--\n\n"
              "Refuse further use; the RAM goes when its last user does.\n\n"
              "Users are VMs, devices and views. May be called twice.");
 

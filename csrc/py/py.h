@@ -78,7 +78,7 @@ PyObject *raise_closed(PyObject *self);
  */
 PyObject *raise_gpa(const struct vmm_mem *mem, uint64_t gpa, uint64_t len);
 
-/* Adds a note, as PyUnicode_FromFormat makes it, to the exception that is set */
+/* Adds a note, made as by PyUnicode_FromFormat, to the exception set. */
 void add_note(const char *format, ...);
 
 /* -- arguments (errors.c) -------------------------------------------------- */

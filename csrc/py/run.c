@@ -272,7 +272,7 @@ as_deadline(PyObject *arg, uint64_t *deadline, uint64_t *first_ns)
 }
 
 const char vcpu_run_doc[] = PyDoc_STR(
-    "run(timeout=None)\n--\n\n"
+    "run($self, /, timeout=None)\n--\n\n"
     "Run the guest on this thread until something ends the run.\n\n"
     "Accesses to devices are handled in C or by their methods; the rest is "
     "returned\nas an Exit. `timeout` is in seconds of wall time "

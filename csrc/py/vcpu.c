@@ -141,7 +141,7 @@ vcpu_none_or_raise(struct vcpu *self, int err)
     Py_RETURN_NONE;
 }
 PyDoc_STRVAR(kick_doc,
-             "kick()\n--\n\n"
+             "kick($self, /)\n--\n\n"
              "Make the current or next run() return EXIT_KICK.\n\n"
              "From any thread. Never lost; several before a run() are one.");
 
@@ -157,7 +157,7 @@ vcpu_kick(PyObject *op, PyObject *ignored)
     Py_RETURN_NONE;
 }
 PyDoc_STRVAR(close_doc,
-             "close()\n--\n\n"
+             "close($self, /)\n--\n\n"
              "Close the vCPU; if it runs, it is kicked and closes on its way "
              "out.");
 

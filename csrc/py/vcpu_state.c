@@ -84,7 +84,7 @@ part_size(const struct vcpu *self, const struct part *part)
 }
 
 const char vcpu_get_doc[] = PyDoc_STR(
-    "get(what, /)\n--\n\n"
+    "get($self, what, /)\n--\n\n"
     "A part of the state, as the bytes of the kernel's structure.\n\n"
     "`what`: regs, sregs, events, fpu, xsave, xcrs, debugregs, lapic "
     "(<linux/kvm.h>),\nor mp_state (4 bytes). In a device's method rip is that "
@@ -113,7 +113,7 @@ vcpu_get(PyObject *op, PyObject *what)
 }
 
 const char vcpu_set_doc[] = PyDoc_STR(
-    "set(what, state, /)\n--\n\n"
+    "set($self, what, state, /)\n--\n\n"
     "Set a part of the state from the bytes of the kernel's structure.\n\n"
     "Names as for get(). Raises ValueError when the size is wrong, OSError "
     "when the\nhost refuses, RuntimeError inside a device's method or when "
@@ -195,7 +195,7 @@ all_msrs(struct vcpu *self, int done, Py_ssize_t count, const uint32_t *index,
 }
 
 const char vcpu_get_msrs_doc[] =
-    PyDoc_STR("get_msrs(indices, /)\n--\n\n"
+    PyDoc_STR("get_msrs($self, indices, /)\n--\n\n"
               "Values of up to 256 MSRs, in one ioctl.\n\n"
               "Raises ValueError naming the first one that the host refuses.");
 
@@ -229,7 +229,7 @@ vcpu_get_msrs(PyObject *op, PyObject *indices)
 }
 
 const char vcpu_set_msrs_doc[] =
-    PyDoc_STR("set_msrs(indices, values, /)\n--\n\n"
+    PyDoc_STR("set_msrs($self, indices, values, /)\n--\n\n"
               "Set up to 256 MSRs, in one ioctl.\n\n"
               "Raises ValueError naming the first one that the host refuses; "
               "those before it\nare set.");
@@ -254,7 +254,7 @@ vcpu_set_msrs(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 const char vcpu_start_doc[] = PyDoc_STR(
-    "start(mode, regs, tables=0)\n--\n\n"
+    "start($self, /, mode, regs, tables=0)\n--\n\n"
     "Put the vCPU into a start mode: real, protected, long or user.\n\n"
     "`regs` is a struct kvm_regs whose rip is the entry point. The 64-bit "
     "modes (long is\nring 0, user is ring 3) need the address at which "
@@ -304,7 +304,7 @@ vcpu_start(PyObject *op, PyObject *args, PyObject *kwargs)
 }
 
 const char vcpu_nmi_doc[] =
-    PyDoc_STR("nmi()\n--\n\nRaise a non-maskable interrupt.");
+    PyDoc_STR("nmi($self, /)\n--\n\nRaise a non-maskable interrupt.");
 
 PyObject *
 vcpu_nmi(PyObject *op, PyObject *ignored)
@@ -316,7 +316,7 @@ vcpu_nmi(PyObject *op, PyObject *ignored)
 }
 
 const char vcpu_debug_doc[] = PyDoc_STR(
-    "debug(addresses=(), dr7=0, step=False)\n--\n\n"
+    "debug($self, /, addresses=(), dr7=0, step=False)\n--\n\n"
     "Set up to four hardware breakpoints (dr0 to dr3, with dr7), single step.\n"
     "\nrun() then returns EXIT_DEBUG. Some hosts take this and run past it in "
     "ring 3:\npyvmm.Machine finds out by a trial, this does not. Raises "

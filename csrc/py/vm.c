@@ -170,7 +170,7 @@ none_or_raise(struct vm *self, int err)
 }
 
 PyDoc_STRVAR(irqchip_doc,
-             "create_irqchip()\n--\n\n"
+             "create_irqchip($self, /)\n--\n\n"
              "Make the PICs (fully masked), the IOAPIC (24 pins) and LAPICs.\n"
              "\nBefore the first vCPU. Raises OSError.");
 
@@ -184,7 +184,7 @@ vm_create_irqchip(PyObject *op, PyObject *ignored)
 }
 
 PyDoc_STRVAR(pit_doc,
-             "create_pit()\n--\n\n"
+             "create_pit($self, /)\n--\n\n"
              "Make an i8254 timer on GSI 0, ports 0x40 to 0x43 and 0x61.\n\n"
              "After create_irqchip(). It makes close() slow. Raises OSError.");
 
@@ -198,7 +198,7 @@ vm_create_pit(PyObject *op, PyObject *ignored)
 }
 
 PyDoc_STRVAR(irq_line_doc,
-             "irq_line(gsi, level, /)\n--\n\n"
+             "irq_line($self, gsi, level, /)\n--\n\n"
              "Set the line of a GSI (0 to 23) high or low.\n\n"
              "The IOAPIC's entry decides whether its edge or its level counts. "
              "Raises OSError\nwithout an irqchip.");
@@ -221,7 +221,7 @@ vm_irq_line(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(msi_doc,
-             "msi(addr, data, /)\n--\n\n"
+             "msi($self, addr, data, /)\n--\n\n"
              "Send a message-signalled interrupt; whether a vCPU took it.\n\n"
              "Source: Intel SDM volume 3, 11.11. Raises OSError.");
 
@@ -243,7 +243,7 @@ vm_msi(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(route_pin_doc,
-             "route_pin(gsi, pin, /)\n--\n\n"
+             "route_pin($self, gsi, pin, /)\n--\n\n"
              "Route a GSI (0 to 1023) to an IOAPIC pin (0 to 23).\n\n"
              "The routes of other GSIs stay. Raises OSError.");
 
@@ -262,7 +262,7 @@ vm_route_pin(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(route_msi_doc,
-             "route_msi(gsi, addr, data, /)\n--\n\n"
+             "route_msi($self, gsi, addr, data, /)\n--\n\n"
              "Route a GSI (0 to 1023) to a message-signalled interrupt.\n\n"
              "Raises OSError.");
 
@@ -283,7 +283,7 @@ vm_route_msi(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 
 PyDoc_STRVAR(
     irqfd_doc,
-    "irqfd(fd, gsi, resample_fd=-1)\n--\n\n"
+    "irqfd($self, /, fd, gsi, resample_fd=-1)\n--\n\n"
     "Raise a GSI whenever the eventfd `fd` is written.\n\n"
     "With `resample_fd` the line stays high until the guest's EOI, which "
     "signals that\neventfd. The fds stay yours. Counts as a waker. Raises "
@@ -304,7 +304,7 @@ vm_irqfd(PyObject *op, PyObject *args, PyObject *kwargs)
     return none_or_raise(self, vmm_vm_irqfd(&self->vm, fd, gsi, resample_fd));
 }
 
-PyDoc_STRVAR(remove_irqfd_doc, "remove_irqfd(fd, gsi)\n--\n\n"
+PyDoc_STRVAR(remove_irqfd_doc, "remove_irqfd($self, /, fd, gsi)\n--\n\n"
                                "Undo irqfd(). Raises OSError.");
 
 static PyObject *
@@ -350,7 +350,7 @@ as_doorbell(PyObject *args, PyObject *kwargs, struct vmm_doorbell *bell)
 
 PyDoc_STRVAR(
     ioeventfd_doc,
-    "ioeventfd(fd, addr, size=0, *, pio=False, match=None)\n--\n\n"
+    "ioeventfd($self, /, fd, addr, size=0, *, pio=False, match=None)\n--\n\n"
     "Signal the eventfd `fd` when the guest writes to an address or port.\n\n"
     "Such a write does not exit. `size` is 1, 2, 4, 8 bytes, or 0 for any; "
     "with\n`match` only that value counts. The fd stays yours. Raises "
@@ -367,10 +367,10 @@ vm_ioeventfd(PyObject *op, PyObject *args, PyObject *kwargs)
     return none_or_raise(self, vmm_vm_ioeventfd(&self->vm, &bell));
 }
 
-PyDoc_STRVAR(
-    remove_ioeventfd_doc,
-    "remove_ioeventfd(fd, addr, size=0, *, pio=False, match=None)\n--\n\n"
-    "Undo ioeventfd() with the same arguments. Raises OSError.");
+PyDoc_STRVAR(remove_ioeventfd_doc,
+             "remove_ioeventfd($self, /, fd, addr, size=0, *, pio=False, "
+             "match=None)\n--\n\n"
+             "Undo ioeventfd() with the same arguments. Raises OSError.");
 
 static PyObject *
 vm_remove_ioeventfd(PyObject *op, PyObject *args, PyObject *kwargs)
@@ -383,7 +383,7 @@ vm_remove_ioeventfd(PyObject *op, PyObject *args, PyObject *kwargs)
     return none_or_raise(self, vmm_vm_ioeventfd_remove(&self->vm, &bell));
 }
 
-PyDoc_STRVAR(fileno_doc, "fileno()\n--\n\nThe VM's file descriptor.");
+PyDoc_STRVAR(fileno_doc, "fileno($self, /)\n--\n\nThe VM's file descriptor.");
 
 static PyObject *
 vm_fileno(PyObject *op, PyObject *ignored)
@@ -396,7 +396,7 @@ vm_fileno(PyObject *op, PyObject *ignored)
 
 PyDoc_STRVAR(
     close_doc,
-    "close()\n--\n\n"
+    "close($self, /)\n--\n\n"
     "End the VM: its vCPUs are kicked out of the guest, its fds closed.\n\n"
     "Returns at once; a run() on another thread returns EXIT_KICK, after which "
     "the\ndevices and the memory are let go. May be called twice.");

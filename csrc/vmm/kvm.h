@@ -15,6 +15,7 @@
 #include "base.h"
 
 #define VMM_KVM_MAX_CPUID 256
+#define VMM_KVM_MAX_MSRS  1024
 
 struct vmm_cpuid {
     uint32_t nent;
@@ -44,6 +45,12 @@ void vmm_kvm_fini(struct vmm_kvm *kvm);
 
 /* KVM_CHECK_EXTENSION: 0 when the host lacks it, else its positive value. */
 int vmm_kvm_check(struct vmm_kvm *kvm, unsigned cap);
+
+/*
+ * KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state. Writes up to
+ * `room` of them to `index` and returns how many there are.
+ */
+int vmm_kvm_msr_list(struct vmm_kvm *kvm, uint32_t *index, unsigned room);
 
 /*
  * What it means that `call` failed with the positive errno `err`: a sentence

@@ -532,7 +532,7 @@ vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd)
         struct timespec wait = until(due);
         int n = ppoll(fds, 2, due ? &wait : NULL, NULL);
 
-        if (n < 0 && errno != EINTR)
+        if (n < 0)
             return -errno;
         if (n > 0 && ((fds[0].revents | fds[1].revents) & POLLNVAL))
             return -EBADF;

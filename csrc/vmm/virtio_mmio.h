@@ -161,8 +161,9 @@ int vmm_virtio_mmio_process(struct vmm_virtio_mmio *dev);
  * The worker, on a thread of the caller's: processes what is there, then waits
  * for the doorbell, for due_ns, or for stop_fd to become readable (which it
  * does not read). Returns 0 when stopped; VMM_BUS_OWNER when the owner must
- * act, after which the caller calls it again; -errno when poll or read failed,
- * -EBADF with no doorbell. No notification is lost between two calls.
+ * act, after which the caller calls it again, as it does after -EINTR, a
+ * signal; -errno when poll or read failed, -EBADF with no doorbell. No
+ * notification is lost between two calls.
  */
 int vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd);
 

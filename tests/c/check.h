@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* check.h - the few lines that the C tests need: checks that print both sides */
+/* check.h - the few lines that the C tests need: checks that show both sides */
 #ifndef CHECK_H
 #define CHECK_H
 
