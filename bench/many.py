@@ -5,7 +5,7 @@ A child process does the work, so that its memory is that of its machines:
 
     python -m bench.many COUNT ROUNDS HOW      HOW: Machine or _vmm
 
-prints one JSON object for each round (Round.result).
+prints one JSON object for each round, see one_round().
 """
 
 from __future__ import annotations
