@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes docs/reference.md from the docstrings: `python docs/reference.py`."""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pyvmm
+import pyvmm.devices
+
+PAGE = Path(__file__).resolve().parent / "reference.md"
+
+HEAD = """\
+# Reference
+
+Every public name, from the docstrings (`help(pyvmm.Machine)` shows the same).
+Written by docs/reference.py; a test compares it with the code. Names with an
+underscore in front, `pyvmm._vmm` among them, may change between releases.
+"""
+
+# Heading, what it begins with, classes by module.
+SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
+    (
+        "Machines",
+        "",
+        [
+            ("pyvmm", "Machine"),
+            ("pyvmm.console", "Console"),
+        ],
+    ),
+    (
+        "Devices",
+        "",
+        [
+            ("pyvmm", "Device"),
+            ("pyvmm", "Irq"),
+            ("pyvmm.device", "IrqLine"),
+            ("pyvmm", "Rng"),
+        ],
+    ),
+    (
+        "Ends",
+        "[stops.md](stops.md) has the table of all ends.\n",
+        [
+            ("pyvmm", "Stop"),
+            ("pyvmm", "Error"),
+            ("pyvmm", "GuestError"),
+            ("pyvmm", "GuestTimeout"),
+            ("pyvmm", "Unsupported"),
+        ],
+    ),
+    (
+        "Looking inside",
+        "`Address` in a signature is an int or a symbol expression: "
+        '`"parse"`, `"table+8"`.\n',
+        [
+            ("pyvmm.cpu", "Cpu"),
+            ("pyvmm.stop", "Registers"),
+            ("pyvmm.cpu", "Segment"),
+            ("pyvmm.x86", "Walk"),
+            ("pyvmm.memory", "AddressSpace"),
+            ("pyvmm.memory", "PhysicalMemory"),
+            ("pyvmm.memory", "VirtualMemory"),
+            ("pyvmm.symbols", "Symbols"),
+            ("pyvmm.symbols", "Where"),
+            ("pyvmm.debug", "Point"),
+        ],
+    ),
+    (
+        "Boot protocols",
+        "The module `pyvmm.boot`; [guest-abi.md](guest-abi.md) says how to "
+        "use it.\n",
+        [
+            ("pyvmm", "Boot"),
+            ("pyvmm", "StartInfo"),
+            ("pyvmm.boot", "Platform"),
+            ("pyvmm.boot", "Region"),
+            ("pyvmm.boot", "Placed"),
+            ("pyvmm.boot", "Start"),
+        ],
+    ),
+]
+
+# "`name`:" or "`a` and `b`:" begins what becomes an item of a list.
+ITEM = re.compile(r"`[^`]+`(?:(?:, | and |, and )`[^`]+`)*:")
+
+
+def signature(function: object, name: str) -> str:
+    """How it is called, without types and self."""
+    found = inspect.signature(function)  # type: ignore[arg-type]
+    parameters = [
+        parameter.replace(annotation=parameter.empty)
+        for parameter in found.parameters.values()
+        if parameter.name != "self"
+    ]
+    shown = found.replace(
+        parameters=parameters, return_annotation=inspect.Signature.empty
+    )
+    return f"{name}{shown}"
+
+
+def first_line(value: object) -> str:
+    """The summary of a docstring."""
+    text = inspect.getdoc(value) or ""
+    return text.partition("\n")[0].replace("|", "\\|")
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: lines that explain a name become a list."""
+    summary, _, text = text.partition("\n")
+    lines = [summary]
+    in_item = False
+    for line in text.splitlines():
+        if ITEM.match(line):
+            if lines and lines[-1] and not in_item:
+                lines.append("")
+            lines.append(f"* {line}")
+            in_item = True
+        else:
+            in_item = in_item and bool(line)
+            lines.append(f"  {line}" if in_item else line)
+    return "\n".join(lines)
+
+
+def members(cls: type) -> list[tuple[str, str]]:
+    """(how it is written, summary) of what the class itself defines."""
+    found = []
+    for name, value in vars(cls).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, property):
+            found.append((name, first_line(value)))
+        elif inspect.isfunction(value):
+            found.append((signature(value, name), first_line(value)))
+    return found
+
+
+def describe(module: str, name: str) -> str:
+    """One class."""
+    cls = getattr(import_module(module), name)
+    written = f"{module}.{name}"
+    parts = [f"### {written}", "", prose(inspect.getdoc(cls) or "")]
+    made = "__init__" in vars(cls) and module == "pyvmm"
+    if made and not issubclass(cls, BaseException):
+        parts[2:2] = [f"    {signature(cls, name)}", ""]
+    if found := members(cls):
+        parts += ["", "| | |", "| --- | --- |"]
+        parts += [f"| `{how}` | {what} |" for how, what in found]
+    return "\n".join(parts) + "\n"
+
+
+def ready_made() -> str:
+    """The devices that come along."""
+    lines = ["## Ready-made devices", "", "| | |", "| --- | --- |"]
+    for info in iter_modules(pyvmm.devices.__path__):
+        module = import_module(f"pyvmm.devices.{info.name}")
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", "") != module.__name__:
+                continue
+            if isinstance(value, type) and issubclass(value, pyvmm.Device):
+                lines.append(
+                    f"| `{module.__name__}.{name}` | {first_line(value)} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def generate() -> str:
+    """The page."""
+    parts = [HEAD]
+    for heading, text, classes in SECTIONS:
+        parts.append(f"## {heading}\n")
+        if text:
+            parts.append(text)
+        parts += [describe(*cls) for cls in classes]
+    parts.append(ready_made())
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(generate())
