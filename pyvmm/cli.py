@@ -126,6 +126,9 @@ def run_command(options: Namespace) -> int:
         except (OSError, Error) as exc:
             complain(describe(exc))
             return STATUS_ERROR
+        except Exception:  # a device's bug: its author wants all of it
+            sys.excepthook(*sys.exc_info())
+            return STATUS_ERROR
     return exit_status(stop)
 
 

@@ -310,6 +310,7 @@ class Machine:
         Returns the Stop of the last ("step"), or of what came before; raises
         as run() does. Unsupported where the host cannot step.
         """
+        running.check_timeout(timeout)
         if n < 1:
             raise ValueError(f"n {n} is not 1 or more")
         if not 0 <= cpu < self._count:

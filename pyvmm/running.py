@@ -51,9 +51,18 @@ def until(
     targets: Address | list[Address] | tuple[Address, ...] | None,
     timeout: float | None,
 ) -> Stop:
+    check_timeout(timeout)
     points = machine._debug.targets(targets)
     end = machine._debug.run(points, timeout)
     return make_stop(machine, end, machine._debug.hit(end, points), timeout)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """ValueError unless it is None or seconds from 0 on."""
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(
+            f"timeout {timeout!r} is not a number of seconds from 0 on"
+        )
 
 
 def make_stop(

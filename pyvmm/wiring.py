@@ -16,6 +16,7 @@ from .rng import Rng
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .machine import Machine
+    from .run import Runner
 
 MMIO_BASE = 0xD000_0000
 MMIO_END = _vmm.IOAPIC_BASE
@@ -131,12 +132,11 @@ class Wiring:
         return slot
 
     def _free_range(self, size: int) -> int:
-        step = -(-size // MMIO_STEP) * MMIO_STEP
         base = MMIO_BASE
         while base + size <= MMIO_END:
             if self._occupant(base, size, False) is None:
                 return base
-            base += step
+            base += MMIO_STEP
         raise ValueError(
             f"no {size:#x} addresses are free from {MMIO_BASE:#x} to "
             f"{MMIO_END:#x}"
@@ -251,24 +251,17 @@ class Wiring:
     def _start_thread(self, slot: Slot) -> None:
         from threading import Thread
 
+        # The thread must not keep the machine alive: that closes it.
+        runner = self.machine._runner
         slot.stop_fd = eventfd(slot)
         thread = Thread(
-            target=self._serve,
-            args=(slot,),
+            target=serve,
+            args=(slot.bus_device, slot.stop_fd, str(slot), runner),
             name=f"pyvmm {slot.name}",
             daemon=True,
         )
         slot.thread = thread
         thread.start()
-
-    def _serve(self, slot: Slot) -> None:
-        native = slot.bus_device
-        assert isinstance(native, _vmm.VirtioMMIO)
-        try:
-            native.serve(slot.stop_fd)
-        except BaseException as exc:
-            exc.add_note(f"in the thread that serves {slot}")
-            self.machine._runner.fail(exc)
 
     def detach(self, device: object) -> None:
         """Take a device off; ValueError when it is not there."""
@@ -315,6 +308,17 @@ class Wiring:
         for slot in self.slots:
             self._drop(slot)
             forget(slot, closed=True)
+
+
+def serve(
+    native: _vmm.VirtioMMIO, stop_fd: int, name: str, runner: Runner
+) -> None:
+    """The thread of a device behind a doorbell."""
+    try:
+        native.serve(stop_fd)
+    except BaseException as exc:
+        exc.add_note(f"in the thread that serves {name}")
+        runner.fail(exc)
 
 
 def eventfd(slot: Slot) -> int:
