@@ -412,7 +412,9 @@ vmm_vcpu_kick(struct vmm_vcpu *cpu, int signal)
 {
     pid_t tid;
 
-    __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
+    /* One signal until it is consumed: they would queue by the thousand. */
+    if (__atomic_exchange_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST))
+        return;
     vmm_vcpu_tick(cpu);
     tid = __atomic_load_n(&cpu->tid, __ATOMIC_SEQ_CST);
     if (tid)
