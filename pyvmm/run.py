@@ -90,16 +90,12 @@ class Runner:
             self.wanted = None
             self.outcome = None
 
-    def finish(self, outcome: Stop | BaseException) -> bool:
-        """The run is over. True: close() was called from inside it."""
+    def finish(self, outcome: Stop | BaseException) -> None:
+        """The run is over, and this is how it ended."""
         with self.changed:
-            deferred = self.wanted == CLOSE and self.closed_inside
             self.outcome = outcome
             self.owner = None
             self.changed.notify_all()
-            return deferred
-
-    closed_inside = False
 
     @property
     def inside(self) -> bool:
@@ -188,10 +184,6 @@ class Runner:
         else:
             self._run_all(round_)
         return self._settle(round_)
-
-    def forget(self) -> None:
-        """What was kept for the next round is no longer true."""
-        self._pending.clear()
 
     def _raise_failures(self) -> None:
         with self.changed:

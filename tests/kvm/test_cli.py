@@ -109,6 +109,24 @@ def test_a_guest_that_is_none(pyvmm_) -> None:
     assert pyvmm_().returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "x", "--cpu", "2"], "unknown option --cpu"),
+        (["run", "x", "--cpus"], "--cpus needs a value: --cpus N"),
+        (["run", "x", "--cpus=two"], "--cpus: 'two' is no N"),
+        (["run", "x", "--timeout", "-1"], "--timeout: '-1' is no S"),
+        (["run", "x", "--rng=1"], "--rng takes no value"),
+        (["run", "x", "y"], "expected GUEST.elf"),
+        (["info", "x"], "expected no arguments"),
+        (["boot"], "no command 'boot': run, info"),
+    ],
+)
+def test_usage(pyvmm_, words, message) -> None:
+    done = pyvmm_(*words)
+    assert done.returncode == 2 and message in done.stderr
+
+
 def test_devices(pyvmm_, tmp_path: Path) -> None:
     path = tmp_path / "adder.py"
     path.write_text(DEVICE.format(more=""))
