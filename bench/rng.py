@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from time import perf_counter_ns
 
 import pyvmm
 from pyvmm import _vmm
 
-from .measure import Figure, pairs, ratio
+from .measure import Figure, Step, ratio
 from .table import Row
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +81,6 @@ def size_text(size: int) -> str:
 
 def tsc_hz() -> float:
     """TSC cycles in a second, by asking a guest twice."""
-    from time import perf_counter_ns
 
     def look() -> tuple[int, int]:
         before = perf_counter_ns()
@@ -106,30 +107,35 @@ def requests(effort: float) -> Iterator[Row]:
             "qemu-system-x86",
         )
     hz = tsc_hz()
-    count = max(5, round(15 * effort))
+    rounds = max(5, round(25 * effort))
     for size, n in SIZES.items():
-        for notify in ("inline", "thread"):
-
-            def mine(size: int = size, n: int = n, how: str = notify) -> float:
-                return in_pyvmm(size, n, how)
-
-            def other(size: int = size, n: int = n) -> float:
-                return in_qemu(size, n)
-
-            path = f"virtio-rng, {size_text(size)}, {notify}"
+        steps: dict[str, Step] = {
+            "inline": partial(in_pyvmm, size, n, "inline"),
+            "thread": partial(in_pyvmm, size, n, "thread"),
+        }
+        if has_qemu:
+            steps["qemu"] = partial(in_qemu, size, n)
+        found = in_turn(steps, rounds)
+        for how in ("inline", "thread"):
+            path = f"virtio-rng, {size_text(size)}, {how}"
+            rate = Figure([hz / value for value in found[how]])
             if not has_qemu:
-                values = [mine() for _ in range(count)]
-                yield Row(f"{path}, requests", rate(values, hz), unit="k/s",
-                          scale=1e-3, digits=3)  # fmt: skip
+                yield Row(f"{path}, requests", rate, unit="k/s", scale=1e-3,
+                          digits=3)  # fmt: skip
                 continue
-            found = pairs(other, mine, count)
-            speed = rate([b for _, b in found], hz).median
+            compared = list(zip(found["qemu"], found[how], strict=True))
             yield Row(
-                f"{path}, time of QEMU's", ratio(found), 1, unit="x",
-                below=True, note=f"{speed:,.0f} requests/s",
+                f"{path}, time of QEMU's", ratio(compared), 1, unit="x",
+                below=True, note=f"{rate.median:,.0f} requests/s",
             )  # fmt: skip
 
 
-def rate(values: list[float], hz: float) -> Figure:
-    """Requests a second from cycles of a request."""
-    return Figure([hz / value for value in values])
+def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """All steps once in each round; another one begins each time."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    for _ in range(rounds):
+        for name in order:
+            found[name].append(steps[name]())
+        order.append(order.pop(0))
+    return found
