@@ -82,6 +82,43 @@ class Regs:
         self.cpu.set("regs", struct.pack("<18Q", *values))
 
 
+def on_interrupt(vector: int) -> str:
+    """Assembly for long mode: `vector` goes to the label `handler`.
+
+    rsi is left pointing at the LAPIC, which is on; the pins of the PIC are off.
+    """
+    gate = 0x30000 + 16 * vector
+    return f"""
+        lea rax, [rip + handler]
+        mov edi, {gate}
+        mov [rdi], ax
+        mov word ptr [rdi + 2], 0x18
+        mov word ptr [rdi + 4], 0x8e00
+        shr rax, 16
+        mov [rdi + 6], rax
+        lidt [rip + idtr]
+        jmp 1f
+    idtr:
+        .word 0xfff
+        .quad 0x30000
+    1:  mov esi, 0xfee00000
+        mov dword ptr [rsi + 0xf0], 0x1ff
+        mov dword ptr [rsi + 0x350], 0x10000
+    """
+
+
+def ioapic(pin: int, vector: int, level: bool = False) -> str:
+    """Assembly that routes a pin of the IOAPIC to this CPU."""
+    entry = vector | (1 << 15 if level else 0)
+    return f"""
+        mov edi, 0xfec00000
+        mov dword ptr [rdi], {0x11 + 2 * pin}
+        mov dword ptr [rdi + 0x10], 0
+        mov dword ptr [rdi], {0x10 + 2 * pin}
+        mov dword ptr [rdi + 0x10], {entry}
+    """
+
+
 class Device:
     """Keeps a log of accesses; reads give the bytes of `answer`, low first."""
 
