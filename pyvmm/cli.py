@@ -6,19 +6,15 @@ from __future__ import annotations
 import os
 import sys
 
-from .options import Command, Option, UsageError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from argparse import ArgumentParser, Namespace
 
     from . import _vmm
     from .machine import Machine
-    from .options import Values
     from .stop import Stop
 
 # Exit statuses that are not the guest's.
-STATUS_USAGE = 2
 STATUS_MAX = 255
 STATUS_TIMEOUT = 124
 STATUS_ERROR = 125
@@ -27,22 +23,12 @@ STATUS_INTERRUPTED = 130  # 128 + SIGINT
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv by default); the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    name = words[0] if words else ""
-    command = next((c for c, _ in COMMANDS if c.name == name), None)
+    parser = make_parser()
+    options = parser.parse_args(argv)
     try:
-        if command is None:
-            return general(name)
-        if "-h" in words or "--help" in words:
-            print(command.describe())
-            return 0
-        values = command.parse(words[1:])
-        status = dict(COMMANDS)[command](values)
+        status: int = options.command(options)
         sys.stdout.flush()
         return status
-    except UsageError as exc:
-        complain(f"{exc}\n{command.usage if command else ''}")
-        return STATUS_USAGE
     except KeyboardInterrupt:
         return STATUS_INTERRUPTED
     except BrokenPipeError:
@@ -51,24 +37,72 @@ def main(argv: list[str] | None = None) -> int:
         return STATUS_ERROR
 
 
-def general(name: str) -> int:
-    """What is asked without a command."""
-    if name == "--version":
-        from . import __version__
+def make_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    from argparse import ArgumentParser, HelpFormatter
 
-        print(__version__)
-        return 0
-    if name in ("-h", "--help"):
-        print("usage: pyvmm COMMAND ...\n")
-        print("Virtual machines on KVM, in this process.\n")
-        for command, _ in COMMANDS:
-            print(f"  {command.name:6}  {command.help}")
-        print("\npyvmm COMMAND --help says more.")
-        return 0
-    known = ", ".join(command.name for command, _ in COMMANDS)
-    what = f"no command {name!r}" if name else "a command is needed"
-    complain(f"{what}: {known}; pyvmm --help")
-    return STATUS_USAGE
+    from . import __version__
+
+    def formatter(prog: str) -> HelpFormatter:
+        # Asking for the terminal's width would import shutil: 5 ms.
+        return HelpFormatter(prog, width=79)
+
+    parser = ArgumentParser(
+        prog="pyvmm",
+        description="Virtual machines on KVM, in this process.",
+        formatter_class=formatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    # Its prog is given since working it out imports a lot.
+    commands = parser.add_subparsers(
+        prog="pyvmm", metavar="COMMAND", required=True
+    )
+    run = commands.add_parser(
+        "run",
+        formatter_class=formatter,
+        help="boot a guest kernel",
+        description="Boot an ELF file by start_info. Its console is the "
+        "standard output, piped or typed input goes to it. The exit status is "
+        "the guest's, 255 when that is larger; 124 after --timeout, 125 when "
+        "the run failed, 130 on Ctrl-C.",
+    )
+    run.add_argument("guest", metavar="GUEST.elf")
+    run.add_argument(
+        "--memory", default="16M", metavar="SIZE", help="RAM (16M)"
+    )
+    run.add_argument(
+        "--cpus", type=int, default=1, metavar="N", help="vCPUs (1)"
+    )
+    run.add_argument(
+        "--cmdline", default="", metavar="WORDS", help="for the guest"
+    )
+    run.add_argument("--initrd", metavar="FILE", help="put into RAM")
+    run.add_argument("--rng", action="store_true", help="attach a virtio-rng")
+    run.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="FILE.py[:Class]",
+        help="attach the pyvmm.Device in a file; may be repeated",
+    )
+    run.add_argument(
+        "--timeout", type=seconds, metavar="S", help="give up after S seconds"
+    )
+    run.add_argument(
+        "--trace",
+        action="store_true",
+        help="print each exit on the standard error",
+    )
+    run.set_defaults(command=run_command)
+    info = commands.add_parser(
+        "info",
+        formatter_class=formatter,
+        help="what this host's KVM can do",
+        description="What this host's KVM can do, and why not when it cannot. "
+        "Runs a few tiny guests to find out.",
+    )
+    info.set_defaults(command=info_command)
+    return parser
 
 
 def complain(text: str) -> None:
@@ -80,7 +114,7 @@ def complain(text: str) -> None:
 # -- run ---------------------------------------------------------------------
 
 
-def run_command(options: Values) -> int:
+def run_command(options: Namespace) -> int:
     """`pyvmm run`."""
     from .errors import Error, GuestError
 
@@ -123,7 +157,7 @@ def describe(exc: BaseException) -> str:
     return "\n".join([text or type(exc).__name__, *notes])
 
 
-def make_machine(options: Values) -> Machine:
+def make_machine(options: Namespace) -> Machine:
     """The machine that the options describe."""
     from .machine import Machine
 
@@ -236,7 +270,7 @@ def print_exit(exit: _vmm.Exit) -> None:
 # -- info --------------------------------------------------------------------
 
 
-def info_command(options: Values) -> int:
+def info_command(options: Namespace) -> int:
     """`pyvmm info`."""
     from . import host
 
@@ -257,39 +291,3 @@ def seconds(text: str) -> float:
     if not value >= 0:
         raise ValueError
     return value
-
-
-RUN = Command(
-    "run",
-    "boot a guest kernel, an ELF file, by start_info",
-    arguments=[("guest", "GUEST.elf")],
-    options=[
-        Option("memory", "RAM (16M)", value="SIZE", default="16M"),
-        Option("cpus", "vCPUs (1)", value="N", default=1, convert=int),
-        Option("cmdline", "for the guest", value="WORDS", default=""),
-        Option("initrd", "put into RAM", value="FILE"),
-        Option("rng", "attach a virtio-rng", default=False),
-        Option(
-            "device",
-            "attach the pyvmm.Device of a file; may be repeated",
-            value="FILE.py[:Class]",
-            many=True,
-        ),
-        Option(
-            "timeout", "give up after S seconds", value="S", convert=seconds
-        ),
-        Option("trace", "print each exit on the standard error", default=False),
-    ],
-    more="Its console is the standard output; piped or typed input goes to it."
-    "\nThe exit status is the guest's, 255 when that is larger; 124 after "
-    "--timeout,\n125 when the run failed, 130 on Ctrl-C.",
-)
-INFO = Command(
-    "info",
-    "what this host's KVM can do, and why not when it cannot",
-    more="Runs a few tiny guests to find out.",
-)
-COMMANDS: list[tuple[Command, Callable[[Values], int]]] = [
-    (RUN, run_command),
-    (INFO, info_command),
-]
