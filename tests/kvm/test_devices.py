@@ -12,6 +12,8 @@ from pyvmm.devices.clock import Clock
 from pyvmm.devices.counter import Counter
 from pyvmm.devices.post import PostCodes
 
+pytestmark = pytest.mark.usefixtures("kvm")
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 COUNTER_GUEST = """

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("kvm")
+
 FOLDER = Path(__file__).resolve().parent.parent.parent / "examples"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("[0-9]*.py"))
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("[0-9]*.ipynb"))

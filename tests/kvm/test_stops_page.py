@@ -17,6 +17,8 @@ from pyvmm import _vmm, debug, ends
 from pyvmm import stop as stops
 from pyvmm.stop import Stop
 
+pytestmark = pytest.mark.usefixtures("kvm")
+
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs/stops.md"
 HOLE = 0xD000_0000  # where devices go, and RAM never is
 

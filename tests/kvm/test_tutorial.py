@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("kvm")
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted(
     str(path.relative_to(ROOT))
