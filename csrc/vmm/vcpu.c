@@ -22,6 +22,7 @@
 #define LVT_MODE            (3U << 17)
 #define MSR_TSC_DEADLINE    0x6e0U
 #define RFLAGS_IF           0x200U
+#define DR6_STEP            0x4000U /* BS */
 
 static int
 cpu_ioctl(struct vmm_vcpu *cpu, unsigned long request, void *arg,
@@ -335,6 +336,50 @@ enter(struct vmm_vcpu *cpu)
     return ret;
 }
 
+/*
+ * KVM posts writes: it is past the instruction when it exits for one, and then
+ * forgets that it was to stop behind it (x86_emulate_instruction). Whether
+ * that is so here.
+ */
+static bool
+step_is_lost(const struct vmm_vcpu *cpu)
+{
+    const struct kvm_run *run = cpu->run;
+
+    if (!cpu->stepping || !cpu->unsettled)
+        return false;
+    if (run->exit_reason == KVM_EXIT_IO)
+        return run->io.direction == KVM_EXIT_IO_OUT;
+    return run->mmio.is_write;
+}
+
+/* Finishes the write and reports the step as KVM would have. */
+static int
+end_step(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    struct kvm_sregs sregs;
+    struct kvm_regs regs;
+    int err = vmm_vcpu_settle(cpu, exit);
+
+    if (err || exit->reason != VMM_EXIT_NONE)
+        return err; /* another part of the access */
+    err = vmm_vcpu_get_regs(cpu, &regs);
+    if (!err)
+        err = vmm_vcpu_get_sregs(cpu, &sregs);
+    if (err)
+        return err;
+    *exit = (struct vmm_exit){
+        .reason = VMM_EXIT_DEBUG,
+        .kvm_reason = KVM_EXIT_DEBUG,
+        .code = DR6_STEP,
+        .pc = sregs.cs.base + regs.rip,
+    };
+    exit->addr = exit->pc;
+    exit->val = exit->code;
+    remember(cpu, exit);
+    return 0;
+}
+
 int
 vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
@@ -344,6 +389,8 @@ vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
         do_pio(cpu, exit))
         return 0;
     for (;;) {
+        if (step_is_lost(cpu))
+            return end_step(cpu, exit);
         ret = enter(cpu);
         if (ret == -EINTR) {
             /*

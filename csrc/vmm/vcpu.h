@@ -98,6 +98,7 @@ struct vmm_vcpu {
     uint32_t string_next; /* string I/O: the element to look at next */
     uint64_t fresh;       /* KVM_SYNC_X86_*: valid in run->s.regs */
     bool debugging;       /* KVM_SET_GUEST_DEBUG is on */
+    bool stepping;        /* with single steps */
 
     struct vmm_past past[VMM_PAST];
     uint64_t past_count;

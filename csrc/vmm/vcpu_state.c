@@ -310,7 +310,9 @@ vmm_vcpu_debug(struct vmm_vcpu *cpu, const uint64_t dr[4], uint64_t dr7,
         debug.arch.debugreg[7] = dr7;
     }
     err = plain_set(cpu, KVM_SET_GUEST_DEBUG, &debug, "KVM_SET_GUEST_DEBUG");
-    if (!err)
+    if (!err) {
         cpu->debugging = debug.control != 0;
+        cpu->stepping = step;
+    }
     return err;
 }
