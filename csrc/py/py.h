@@ -92,6 +92,14 @@ int as_uint(PyObject *arg, const char *name, uint64_t max, uint64_t *out);
 /* TypeError "NAME takes WANT arguments (N given)" unless they are that many. */
 int arguments(const char *name, Py_ssize_t nargs, Py_ssize_t want);
 
+/*
+ * The arguments of a METH_FASTCALL | METH_KEYWORDS call, by position or by
+ * name (chain.c): those not given are left alone. The first `needed` must be.
+ */
+int take_arguments(const char *function, PyObject *const *args,
+                   Py_ssize_t nargs, PyObject *kwnames,
+                   const char *const names[2], int needed, PyObject *out[2]);
+
 /* -- the process generation (module.c): raised in the child of a fork -------*/
 extern unsigned fork_generation;
 
@@ -258,7 +266,7 @@ void reap_vcpu(struct vmm_vcpu_rest rest);
 /* Waits until all is closed. Call without the GIL. */
 void reap_all(void);
 
-/* -- elf.c, console.c, virtq.c, virtio.c, rng.c ---------------------------- */
+/* -- elf.c, console.c, chain.c, virtq.c, virtio.c, queue.c, rng.c ---------- */
 
 /*
  * The locks of the core, which threads hold that do not have the GIL, maybe
