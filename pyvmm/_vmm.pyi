@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The types of pyvmm._vmm, the binding of the C core. Docstrings are in C; a
 # rule in tests/rules holds this file against the built module.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -39,6 +39,9 @@ IOAPIC_BASE: Final[int]
 TSS_ADDR: Final[int]
 TSS_ADDR_FIRMWARE: Final[int]
 VIRTIO_MMIO_SIZE: Final[int]
+EVENT_RESET: Final[int]  # of VirtioMMIO's on_event
+EVENT_STATUS: Final[int]
+EVENT_CONFIG: Final[int]
 KICK_SIGNAL: Final[int]
 
 def x86_tables_size(span: int, /) -> int: ...
@@ -318,8 +321,33 @@ class Chain:
     def readable_size(self) -> int: ...
     @property
     def writable_size(self) -> int: ...
-    def read(self, size: int = -1, offset: int = 0) -> bytes: ...
-    def write(self, data: Buffer, offset: int = 0) -> int: ...
+    written: int  # bytes filled from the start on
+    def read(self, size: int = -1, offset: int | None = None) -> bytes: ...
+    def take(self, size: int, /) -> bytes: ...
+    def write(self, data: Buffer, offset: int | None = None) -> int: ...
+    def defer(self) -> None: ...
+    def complete(self, written: int | None = None) -> bool: ...
+
+@final
+class Queue:
+    def __new__(
+        cls,
+        device: VirtioMMIO,
+        index: int,
+        name: str,
+        handler: Callable[[Queue], object] | None = None,
+    ) -> Queue: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def faults(self) -> int: ...  # chains that were too short
+    def __iter__(self) -> Iterator[Chain]: ...
+    def work(self) -> None: ...
+
+class ShortChain(ValueError): ...
+class StaleChain(ValueError): ...
 
 @disjoint_base
 class VirtioMMIO:
@@ -332,6 +360,7 @@ class VirtioMMIO:
         queues: Sequence[int] = [256],
         config: Buffer = b"",
         on_notify: Callable[[int], object] | None = None,
+        on_event: Callable[[int, int, int, int], object] | None = None,
     ) -> VirtioMMIO: ...
     irq_fd: int
     doorbell_fd: int

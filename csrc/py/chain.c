@@ -69,6 +69,15 @@ chain_pushed(struct chain *chain, uint32_t written, int answer)
     return PyBool_FromLong(!answer);
 }
 
+void
+chain_renew(struct chain *chain)
+{
+    chain->at_read = chain->at_write = 0;
+    chain->written = 0;
+    chain->pushed = chain->returned = false;
+    chain->deferred = chain->finished = chain->shorted = false;
+}
+
 static int
 chain_traverse(PyObject *op, visitproc visit, void *arg)
 {
@@ -105,13 +114,30 @@ chain_alive(struct chain *self)
 }
 
 static PyObject *
-raise_stale(const struct chain *self)
+raise_stale(struct chain *self)
 {
-    return PyErr_Format(PyExc_ValueError,
-                        self->pushed
-                            ? "chain %u was pushed: it is the driver's again"
-                            : "chain %u was taken back by a reset",
-                        self->chain.head);
+    if (self->pushed)
+        return PyErr_Format(PyExc_ValueError,
+                            "chain %u was pushed: it is the driver's again",
+                            self->chain.head);
+    if (self->returned)
+        return PyErr_Format(PyExc_ValueError, "chain %u went back to its queue",
+                            self->chain.head);
+    return PyErr_Format(state_of(Py_TYPE(self))->stale_error,
+                        "chain %u was taken back by a reset", self->chain.head);
+}
+
+static PyObject *
+raise_short(struct chain *self, const char *what, uint64_t want, uint64_t has)
+{
+    char text[100];
+
+    self->shorted = true;
+    snprintf(text, sizeof text, "chain %u %s %llu bytes, not %llu",
+             self->chain.head, what, (unsigned long long)has,
+             (unsigned long long)want);
+    PyErr_SetString(state_of(Py_TYPE(self))->short_error, text);
+    return NULL;
 }
 
 static PyObject *
@@ -122,6 +148,8 @@ chain_repr(PyObject *op)
 
     if (self->pushed)
         state = "pushed";
+    else if (self->returned)
+        state = "back in the queue";
     else if (!chain_alive(self))
         state = "taken back";
     return PyUnicode_FromFormat(
@@ -261,39 +289,14 @@ copy_begin(struct chain *self, uint64_t len)
     return thread;
 }
 
-PyDoc_STRVAR(
-    chain_read_doc,
-    "read($self, size=-1, offset=0)\n--\n\n"
-    "Copy out up to `size` of the readable bytes (-1: all), from `offset` "
-    "on.\n\n"
-    "Fewer come when the chain ends before. The driver decides how many there "
-    "are, up\nto 2^32: give a size where a request has one. Raises ValueError "
-    "for a negative\noffset and once the chain is the driver's again.");
-
+/* As new bytes, `len` of the readable ones from `offset` on; they are there. */
 static PyObject *
-chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-           PyObject *kwnames)
+copy_out(struct chain *self, uint64_t offset, uint64_t len)
 {
-    static const char *const names[2] = {"size", "offset"};
-    struct chain *self = (struct chain *)op;
-    PyObject *arg[2] = {NULL, NULL}, *ret;
-    uint64_t offset = 0, len;
+    PyObject *ret = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
     PyThreadState *thread;
-    Py_ssize_t size = -1;
     bool alive;
 
-    if (take_arguments("read", args, nargs, kwnames, names, 0, arg) ||
-        (arg[1] && as_uint(arg[1], "offset", UINT64_MAX, &offset)))
-        return NULL;
-    if (arg[0]) {
-        size = PyNumber_AsSsize_t(arg[0], PyExc_OverflowError);
-        if (size == -1 && PyErr_Occurred())
-            return NULL;
-    }
-    len = self->chain.readable_len - vmm_min(offset, self->chain.readable_len);
-    if (size >= 0)
-        len = vmm_min(len, (uint64_t)size);
-    ret = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
     if (!ret)
         return NULL;
     thread = copy_begin(self, len);
@@ -308,12 +311,76 @@ chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
 }
 
 PyDoc_STRVAR(
+    chain_read_doc,
+    "read($self, size=-1, offset=None)\n--\n\n"
+    "Copy out the next `size` of the readable bytes (-1: all that are left)."
+    "\n\n"
+    "Fewer come when the chain ends before. With `offset` those from there on, "
+    "and the\nposition stays. The driver decides how many there are, up to "
+    "2^32: give a size\nwhere a request has one. Raises ValueError for a "
+    "negative offset and once the\nchain is the driver's again.");
+
+static PyObject *
+chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+           PyObject *kwnames)
+{
+    static const char *const names[2] = {"size", "offset"};
+    struct chain *self = (struct chain *)op;
+    PyObject *arg[2] = {NULL, NULL}, *ret;
+    uint64_t offset = self->at_read, len;
+    Py_ssize_t size = -1;
+    bool moves;
+
+    if (take_arguments("read", args, nargs, kwnames, names, 0, arg))
+        return NULL;
+    moves = !arg[1] || arg[1] == Py_None;
+    if (!moves && as_uint(arg[1], "offset", UINT64_MAX, &offset))
+        return NULL;
+    if (arg[0]) {
+        size = PyNumber_AsSsize_t(arg[0], PyExc_OverflowError);
+        if (size == -1 && PyErr_Occurred())
+            return NULL;
+    }
+    len = self->chain.readable_len - vmm_min(offset, self->chain.readable_len);
+    if (size >= 0)
+        len = vmm_min(len, (uint64_t)size);
+    ret = copy_out(self, offset, len);
+    if (ret && moves)
+        self->at_read = offset + len;
+    return ret;
+}
+
+PyDoc_STRVAR(chain_take_doc,
+             "take($self, size, /)\n--\n\n"
+             "Copy out the next `size` bytes, all of them.\n\n"
+             "Raises ShortChain when the driver sent fewer, else as read().");
+
+static PyObject *
+chain_take(PyObject *op, PyObject *arg)
+{
+    struct chain *self = (struct chain *)op;
+    uint64_t left = self->chain.readable_len - self->at_read, size;
+    PyObject *ret;
+
+    if (as_uint(arg, "size", UINT64_MAX, &size))
+        return NULL;
+    if (size > left)
+        return raise_short(self, "has", size, left);
+    ret = copy_out(self, self->at_read, size);
+    if (ret)
+        self->at_read += size;
+    return ret;
+}
+
+PyDoc_STRVAR(
     chain_write_doc,
-    "write($self, data, offset=0)\n--\n\n"
-    "Copy bytes into the writable ones, from `offset` on; how many fitted.\n\n"
-    "push() must be told how many are filled from the start on. Raises "
-    "ValueError for a\nnegative offset and once the chain is the driver's "
-    "again.");
+    "write($self, data, offset=None)\n--\n\n"
+    "Copy all of `data` into the room for the answer, behind what was "
+    "written.\n\n"
+    "Returns its length. With `offset` it goes there, and the position stays. "
+    "`written`\nbecomes at least where it ends. Raises ShortChain, and writes "
+    "nothing, when the\nroom ends before; ValueError for a negative offset and "
+    "once the chain is the\ndriver's again.");
 
 static PyObject *
 chain_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
@@ -322,25 +389,123 @@ chain_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     static const char *const names[2] = {"data", "offset"};
     struct chain *self = (struct chain *)op;
     PyObject *arg[2] = {NULL, NULL};
-    uint64_t offset = 0, done = 0;
+    uint64_t offset = self->at_write, room, len;
     PyThreadState *thread;
     Py_buffer data;
-    bool alive;
+    bool alive, moves;
 
-    if (take_arguments("write", args, nargs, kwnames, names, 1, arg) ||
-        (arg[1] && as_uint(arg[1], "offset", UINT64_MAX, &offset)) ||
+    if (take_arguments("write", args, nargs, kwnames, names, 1, arg))
+        return NULL;
+    moves = !arg[1] || arg[1] == Py_None;
+    if ((!moves && as_uint(arg[1], "offset", UINT64_MAX, &offset)) ||
         PyObject_GetBuffer(arg[0], &data, PyBUF_SIMPLE))
         return NULL;
-    thread = copy_begin(self, (uint64_t)data.len);
+    len = (uint64_t)data.len;
+    room = self->chain.writable_len - vmm_min(offset, self->chain.writable_len);
+    if (len > room) {
+        PyBuffer_Release(&data);
+        return raise_short(self, "has room for", len, room);
+    }
+    thread = copy_begin(self, len);
     alive = vmm_chain_alive(&self->chain, self->vq);
     if (alive)
-        done = vmm_chain_write(&self->chain, &self->memory->mem, offset,
-                               data.buf, (uint64_t)data.len);
+        vmm_chain_write(&self->chain, &self->memory->mem, offset, data.buf,
+                        len);
     lock_release(self->lock, thread);
     PyBuffer_Release(&data);
     if (!alive)
         return raise_stale(self);
-    return PyLong_FromUnsignedLongLong(done);
+    if (moves)
+        self->at_write = offset + len;
+    if (len && offset + len > self->written)
+        self->written = (uint32_t)vmm_min(offset + len, UINT32_MAX);
+    return PyLong_FromUnsignedLongLong(len);
+}
+
+PyDoc_STRVAR(
+    chain_defer_doc,
+    "defer($self, /)\n--\n\n"
+    "The end of the loop's body shall not complete it: complete() will.\n\n"
+    "Raises ValueError when its turn is over, or it was popped by hand.");
+
+static PyObject *
+chain_defer(PyObject *op, PyObject *unused)
+{
+    struct chain *self = (struct chain *)op;
+
+    (void)unused;
+    if (self->pushed || self->returned || self->finished)
+        return PyErr_Format(PyExc_ValueError,
+                            "chain %u: its turn in the loop is over",
+                            self->chain.head);
+    self->deferred = true;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    chain_complete_doc,
+    "complete($self, written=None)\n--\n\n"
+    "Return it to the driver, `written` bytes filled from the start on.\n\n"
+    "By default what write() wrote. Interrupts the driver if it wants that. "
+    "False, and\nnothing was returned, when a reset took the chain back "
+    "meanwhile. From any thread.\nRaises ValueError when it was completed "
+    "before or has less room than that.");
+
+static PyObject *
+chain_complete(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+               PyObject *kwnames)
+{
+    static const char *const names[2] = {"written", ""};
+    struct chain *self = (struct chain *)op;
+    PyObject *arg[2] = {NULL, NULL};
+    uint64_t written = self->written;
+    struct vmm_virtio_mmio *dev;
+    PyThreadState *thread;
+    int err;
+
+    if ((nargs > 1 && arguments("complete", nargs, 1)) ||
+        take_arguments("complete", args, nargs, kwnames, names, 0, arg) ||
+        (arg[0] && arg[0] != Py_None &&
+         as_uint(arg[0], "written", UINT32_MAX, &written)))
+        return NULL;
+    if (self->pushed || self->returned)
+        return raise_stale(self);
+    if (!self->virtio)
+        return PyErr_Format(PyExc_ValueError,
+                            "chain %u is of a VirtQueue: push() it",
+                            self->chain.head);
+    dev = self->virtio->dev;
+    thread = lock_acquire(self->lock);
+    err =
+        vmm_virtio_mmio_push(dev, self->queue, &self->chain, (uint32_t)written);
+    if (!err)
+        vmm_virtio_mmio_used(dev, self->queue);
+    lock_release(self->lock, thread);
+    return chain_pushed(self, (uint32_t)written, err);
+}
+
+static PyObject *
+chain_get_written(PyObject *op, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(((struct chain *)op)->written);
+}
+
+static int
+chain_set_written(PyObject *op, PyObject *value, void *closure)
+{
+    struct chain *self = (struct chain *)op;
+    uint64_t max = vmm_min(self->chain.writable_len, UINT32_MAX), written;
+
+    (void)closure;
+    if (!value) {
+        PyErr_SetString(PyExc_AttributeError, "cannot delete written");
+        return -1;
+    }
+    if (as_uint(value, "written", max, &written))
+        return -1;
+    self->written = (uint32_t)written;
+    return 0;
 }
 
 static PyMethodDef chain_methods[] = {
@@ -348,6 +513,10 @@ static PyMethodDef chain_methods[] = {
      METH_FASTCALL | METH_KEYWORDS, chain_read_doc},
     {"write", (PyCFunction)(void (*)(void))chain_write,
      METH_FASTCALL | METH_KEYWORDS, chain_write_doc},
+    {"take", chain_take, METH_O, chain_take_doc},
+    {"defer", chain_defer, METH_NOARGS, chain_defer_doc},
+    {"complete", (PyCFunction)(void (*)(void))chain_complete,
+     METH_FASTCALL | METH_KEYWORDS, chain_complete_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -372,15 +541,20 @@ static PyGetSetDef chain_getset[] = {
      "Bytes to read, 0 to 2^32.", NULL},
     {"writable_size", chain_get_writable_size, NULL,
      "Bytes to write, 0 to 2^32.", NULL},
+    {"written", chain_get_written, chain_set_written,
+     "Bytes filled from the start on, by write() or as set; complete() reports "
+     "them.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 PyDoc_STRVAR(chain_doc,
              "One request of a driver's: bytes to read, then room to "
              "write.\n\n"
-             "Made by pop(). It is in flight until it is pushed, or until a "
-             "reset takes it\nback; a chain that is never pushed is lost to "
-             "the driver (virtio 1.2, 2.7).\n\n"
+             "Of a queue that is iterated over, or made by pop(). In flight "
+             "until it is pushed or\ncompleted, or until a reset takes it "
+             "back; one that never is, is lost to the driver\n(virtio 1.2, "
+             "2.7). read() and write() go on where the last one ended.\n\n"
              "Threads: any; one at a time for each chain.");
 
 static PyType_Slot chain_slots[] = {

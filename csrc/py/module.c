@@ -167,6 +167,9 @@ static const struct {
     {"TSS_ADDR", VMM_TSS_ADDR},
     {"TSS_ADDR_FIRMWARE", VMM_TSS_ADDR_FIRMWARE},
     {"VIRTIO_MMIO_SIZE", VMM_VIRTIO_MMIO_SIZE},
+    {"EVENT_RESET", EVENT_RESET},
+    {"EVENT_STATUS", EVENT_STATUS},
+    {"EVENT_CONFIG", EVENT_CONFIG},
 };
 
 /* Makes a type; it is public when its name does not begin with '_'. */
@@ -175,7 +178,7 @@ add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
 
-    if (type && spec != &view_spec &&
+    if (type && spec != &view_spec && spec != &loop_spec &&
         PyModule_AddType(module, (PyTypeObject *)type)) {
         Py_DECREF(type);
         return NULL;
@@ -200,6 +203,8 @@ static const struct {
     {offsetof(struct state, virtq_type), &virtq_spec},
     {offsetof(struct state, chain_type), &chain_spec},
     {offsetof(struct state, virtio_type), &virtio_spec},
+    {offsetof(struct state, queue_type), &queue_spec},
+    {offsetof(struct state, loop_type), &loop_spec},
     {offsetof(struct state, rng_type), &rng_spec},
     {offsetof(struct state, exit_type), NULL},
 };
@@ -232,13 +237,36 @@ add_types(PyObject *module, struct state *state)
     return PyModule_AddType(module, state->exit_type);
 }
 
+/* Exceptions that are the guest's fault; pyvmm.virtio shows them. */
+static int
+add_errors(PyObject *module, struct state *state)
+{
+    state->short_error = PyErr_NewExceptionWithDoc(
+        "pyvmm.virtio.ShortChain",
+        "A request has fewer bytes, or less room, than the device needs.\n\n"
+        "The guest's fault: when a handler lets it out, the chain is completed "
+        "empty and\ncounted in the device's `faults`, and the handler called "
+        "again for the others.",
+        PyExc_ValueError, NULL);
+    state->stale_error = PyErr_NewExceptionWithDoc(
+        "pyvmm.virtio.StaleChain",
+        "The driver reset the device while it worked on the chain.\n\n"
+        "When a handler lets it out, the loop begins anew with what there is.",
+        PyExc_ValueError, NULL);
+    if (!state->short_error || !state->stale_error ||
+        PyModule_AddObjectRef(module, "ShortChain", state->short_error))
+        return -1;
+    return PyModule_AddObjectRef(module, "StaleChain", state->stale_error);
+}
+
 static int
 module_exec(PyObject *module)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
 
     pthread_once(&once, fork_handler_init);
-    if (add_types(module, PyModule_GetState(module)))
+    if (add_types(module, PyModule_GetState(module)) ||
+        add_errors(module, PyModule_GetState(module)))
         return -1;
     for (unsigned i = 0; i < sizeof constants / sizeof *constants; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name,
@@ -255,6 +283,8 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
 
     for (unsigned i = 0; i < TYPES; i++)
         Py_VISIT(*type_slot(state, i));
+    Py_VISIT(state->short_error);
+    Py_VISIT(state->stale_error);
     return 0;
 }
 
@@ -265,6 +295,8 @@ module_clear(PyObject *module)
 
     for (unsigned i = 0; i < TYPES; i++)
         Py_CLEAR(*type_slot(state, i));
+    Py_CLEAR(state->short_error);
+    Py_CLEAR(state->stale_error);
     return 0;
 }
 

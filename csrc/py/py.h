@@ -48,8 +48,12 @@ struct state {
     PyTypeObject *exit_port_type;
     PyTypeObject *virtq_type;
     PyTypeObject *chain_type;
+    PyTypeObject *queue_type;
+    PyTypeObject *loop_type;
     PyTypeObject *virtio_type;
     PyTypeObject *rng_type;
+    PyObject *short_error; /* exceptions */
+    PyObject *stale_error;
 };
 
 extern struct PyModuleDef vmm_module;
@@ -303,7 +307,10 @@ int as_fd(PyObject *value, const char *name, int *out);
 /* PyArg_ParseTupleAndKeywords wants char **, and changes nothing there. */
 #define KEYWORDS(names) ((char **)(uintptr_t)(names))
 
-/* A request on loan from a queue, which `owner` keeps alive. */
+/*
+ * A request on loan from a queue, which `owner` keeps alive. `pushed` and
+ * `returned` say where it went; a reset takes it back without telling.
+ */
 struct chain {
     PyObject_HEAD
     struct vmm_chain chain;
@@ -311,7 +318,16 @@ struct chain {
     pthread_mutex_t *lock; /* of the queue or its device */
     struct memory *memory;
     PyObject *owner;
+    struct virtio *virtio; /* the owner, when that is a device */
+    unsigned queue;        /* of that device */
+    uint64_t at_read;      /* where the next read() and write() begin */
+    uint64_t at_write;
+    uint32_t written; /* what complete() reports */
     bool pushed;
+    bool returned; /* to the queue, not worked on */
+    bool deferred; /* whoever iterates does not complete it */
+    bool finished; /* its turn in the loop is over */
+    bool shorted;  /* a ShortChain was raised */
 };
 
 /* For a queue's pop: an empty chain, and what pop makes of it and the core's
@@ -325,6 +341,8 @@ PyObject *chain_popped(struct chain *chain, int answer);
 struct chain *chain_check(struct state *state, PyObject *arg,
                           const struct vmm_virtq *vq);
 PyObject *chain_pushed(struct chain *chain, uint32_t written, int answer);
+/* As new, for another pop: nobody else has it. */
+void chain_renew(struct chain *chain);
 
 /* What VirtioMMIO and the types derived from it begin with. */
 struct virtio {
@@ -332,6 +350,7 @@ struct virtio {
     struct vmm_virtio_mmio *dev; /* NULL until it is made */
     struct memory *memory;       /* NULL once closed */
     PyObject *on_notify;         /* or NULL */
+    PyObject *on_event;          /* or NULL */
     int (*service)(PyObject *self);
     bool open; /* made, and not closed */
 };
@@ -342,11 +361,20 @@ int virtio_traverse(PyObject *self, visitproc visit, void *arg);
 int virtio_clear(PyObject *self);
 void virtio_drop(struct virtio *self);
 
+/* Events of a VirtioMMIO's on_event, and what its arguments are. */
+enum {
+    EVENT_RESET,  /* 0, 0, 0 */
+    EVENT_STATUS, /* old bits, new bits, 0 */
+    EVENT_CONFIG, /* offset, size, value written */
+};
+
 extern PyType_Spec elf_spec;
 extern PyType_Spec console_spec;
 extern PyType_Spec exit_port_spec;
 extern PyType_Spec virtq_spec;
 extern PyType_Spec chain_spec;
+extern PyType_Spec queue_spec;
+extern PyType_Spec loop_spec;
 extern PyType_Spec virtio_spec;
 extern PyType_Spec rng_spec;
 

@@ -4,13 +4,26 @@
 
 #include "py.h"
 
+/* What a driver did, for on_event: three numbers that `what` explains. */
+struct event {
+    unsigned what;
+    uint64_t arg[3];
+};
+
+#define EVENTS 64 /* at most one waits for each vCPU that has just exited */
+
 /*
  * What the core is given of a device in Python. A notified queue gets a bit in
- * `pending`; the thread whose access it was then calls on_notify.
+ * `pending`, and what else happened goes into `event`; the thread whose access
+ * it was then calls on_notify and on_event.
  */
 struct scripted {
     struct vmm_virtio_mmio mmio;
     uint64_t pending; /* atomic */
+    /* A ring, under the lock; those beyond it are dropped and `odd`. */
+    bool wants_events;
+    unsigned events, next_event;
+    struct event event[EVENTS];
     /* dev->notifications when each queue's owner was last told: serve and
      * process ask for all queues, and a queue whose chains the owner left
      * there on purpose is no news. */
@@ -34,8 +47,48 @@ scripted_notify(struct vmm_virtio_mmio *dev, unsigned queue)
     return VMM_BUS_OWNER;
 }
 
+static int
+scripted_event(struct vmm_virtio_mmio *dev, unsigned what, uint64_t first,
+               uint64_t second, uint64_t third)
+{
+    struct scripted *scripted = vmm_container_of(dev, struct scripted, mmio);
+    unsigned at = (scripted->next_event + scripted->events) % EVENTS;
+
+    if (!scripted->wants_events)
+        return VMM_BUS_DONE;
+    if (scripted->events == EVENTS) {
+        dev->odd++;
+        return VMM_BUS_OWNER;
+    }
+    scripted->event[at] = (struct event){what, {first, second, third}};
+    scripted->events++;
+    return VMM_BUS_OWNER;
+}
+
+static int
+scripted_reset(struct vmm_virtio_mmio *dev)
+{
+    return scripted_event(dev, EVENT_RESET, 0, 0, 0);
+}
+
+static int
+scripted_status(struct vmm_virtio_mmio *dev, uint32_t old)
+{
+    return scripted_event(dev, EVENT_STATUS, old, dev->status, 0);
+}
+
+static int
+scripted_config(struct vmm_virtio_mmio *dev, unsigned offset, unsigned len,
+                uint64_t val)
+{
+    return scripted_event(dev, EVENT_CONFIG, offset, len, val);
+}
+
 static const struct vmm_virtio_mmio_dev_ops scripted_ops = {
     .notify = scripted_notify,
+    .reset = scripted_reset,
+    .status = scripted_status,
+    .config_write = scripted_config,
 };
 
 /* NULL for devices of a derived type, which work for themselves. */
@@ -47,14 +100,46 @@ scripted_of(struct virtio *self)
     return vmm_container_of(self->dev, struct scripted, mmio);
 }
 
+/* Calls on_event for each event. 0, or -1 with an exception. */
+static int
+tell_events(struct virtio *self, struct scripted *scripted)
+{
+    for (;;) {
+        struct event event = {0};
+        PyObject *on_event, *ret;
+        PyThreadState *thread;
+        bool none;
+
+        thread = lock_acquire(&scripted->mmio.lock);
+        none = !scripted->events;
+        if (!none) {
+            event = scripted->event[scripted->next_event];
+            scripted->next_event = (scripted->next_event + 1) % EVENTS;
+            scripted->events--;
+        }
+        lock_release(&scripted->mmio.lock, thread);
+        if (none || !self->on_event)
+            return 0;
+        on_event = Py_NewRef(self->on_event);
+        ret = PyObject_CallFunction(on_event, "IKKK", event.what, event.arg[0],
+                                    event.arg[1], event.arg[2]);
+        Py_DECREF(on_event);
+        if (!ret)
+            return -1;
+        Py_DECREF(ret);
+    }
+}
+
 static int
 scripted_service(PyObject *op)
 {
     struct virtio *self = (struct virtio *)op;
     struct scripted *scripted = scripted_of(self);
-    uint64_t todo =
-        __atomic_exchange_n(&scripted->pending, 0, __ATOMIC_RELAXED);
+    uint64_t todo;
 
+    if (self->on_event && tell_events(self, scripted))
+        return -1;
+    todo = __atomic_exchange_n(&scripted->pending, 0, __ATOMIC_RELAXED);
     while (todo && self->on_notify) {
         PyObject *on_notify = Py_NewRef(self->on_notify);
         PyObject *queue = PyLong_FromLong(__builtin_ctzll(todo));
@@ -166,28 +251,28 @@ scripted_new(struct vmm_mem *mem, uint64_t device_id, uint64_t features,
 }
 
 static int
-set_on_notify(struct virtio *self, PyObject *value)
+set_callable(const char *name, PyObject **slot, PyObject *value)
 {
     if (value && value != Py_None && !PyCallable_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "on_notify must be callable, not %.80s",
+        PyErr_Format(PyExc_TypeError, "%s must be callable, not %.80s", name,
                      Py_TYPE(value)->tp_name);
         return -1;
     }
     if (value == Py_None)
         value = NULL;
     Py_XINCREF(value);
-    Py_XSETREF(self->on_notify, value);
+    Py_XSETREF(*slot, value);
     return 0;
 }
 
 static PyObject *
 virtio_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {"memory", "device_id", "features",
-                                        "queues", "config",    "on_notify",
-                                        NULL};
+    static const char *const names[] = {"memory",   "device_id", "features",
+                                        "queues",   "config",    "on_notify",
+                                        "on_event", NULL};
     PyObject *memory_arg, *id_arg, *features_arg = NULL, *queues_arg = NULL;
-    PyObject *on_notify = NULL;
+    PyObject *on_notify = NULL, *on_event = NULL;
     uint32_t sizes[VMM_VIRTIO_MMIO_MAX_QUEUES];
     uint64_t device_id, features = 0;
     struct scripted *scripted = NULL;
@@ -196,9 +281,10 @@ virtio_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     struct virtio *self = NULL;
     int queues;
 
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOy*O:VirtioMMIO", KEYWORDS(names), &memory_arg,
-            &id_arg, &features_arg, &queues_arg, &config, &on_notify))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOy*OO:VirtioMMIO",
+                                     KEYWORDS(names), &memory_arg, &id_arg,
+                                     &features_arg, &queues_arg, &config,
+                                     &on_notify, &on_event))
         return NULL;
     if (as_uint(id_arg, "device_id", UINT32_MAX, &device_id) ||
         (features_arg &&
@@ -208,7 +294,8 @@ virtio_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (queues < 0)
         goto out;
     self = (struct virtio *)type->tp_alloc(type, 0);
-    if (!self || set_on_notify(self, on_notify))
+    if (!self || set_callable("on_notify", &self->on_notify, on_notify) ||
+        set_callable("on_event", &self->on_event, on_event))
         goto out;
     /* Last, so that nothing that runs Python comes between look and hold. */
     memory = memory_check(state_of(type), memory_arg);
@@ -220,6 +307,7 @@ virtio_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         self->memory = memory;
         self->service = scripted_service;
         self->dev = &scripted->mmio;
+        scripted->wants_events = self->on_event != NULL;
         self->open = true;
     }
 out:
@@ -234,6 +322,7 @@ virtio_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(((struct virtio *)op)->on_notify);
+    Py_VISIT(((struct virtio *)op)->on_event);
     return 0;
 }
 
@@ -241,6 +330,7 @@ int
 virtio_clear(PyObject *op)
 {
     Py_CLEAR(((struct virtio *)op)->on_notify);
+    Py_CLEAR(((struct virtio *)op)->on_event);
     return 0;
 }
 
@@ -250,6 +340,7 @@ virtio_drop(struct virtio *self)
     struct memory *memory = self->memory;
 
     Py_CLEAR(self->on_notify);
+    Py_CLEAR(self->on_event);
     self->memory = NULL;
     if (memory)
         memory_release(memory);
@@ -507,6 +598,8 @@ virtio_pop(PyObject *op, PyObject *arg)
                       &self->dev->queue[queue], &self->dev->lock);
     if (!chain)
         return NULL;
+    chain->virtio = self;
+    chain->queue = queue;
     thread = lock_acquire(&self->dev->lock);
     ret = pop(self->dev, queue, &chain->chain);
     lock_release(&self->dev->lock, thread);
@@ -739,7 +832,7 @@ virtio_set_on_notify(PyObject *op, PyObject *value, void *closure)
                      Py_TYPE(op)->tp_name);
         return -1;
     }
-    return set_on_notify(self, value);
+    return set_callable("on_notify", &self->on_notify, value);
 }
 
 static PyObject *
@@ -849,7 +942,7 @@ static PyGetSetDef virtio_getset[] = {
 PyDoc_STRVAR(
     virtio_doc,
     "VirtioMMIO(memory, device_id, *, features=0, queues=[256], config=b'', "
-    "on_notify=None)\n--\n\n"
+    "on_notify=None, on_event=None)\n--\n\n"
     "A virtio device on the MMIO transport, whose work is done in Python.\n\n"
     "`device_id` is 1 to 2^32 - 1, `features` the bits of the device itself, "
     "`queues` up to\n64 greatest sizes, each a power of two up to 32768, "

@@ -7,7 +7,7 @@ import pytest
 import vring
 from vring import BUFFERS, INDIRECT, NEXT, RAM, RINGS, WRITE, Ring
 
-from pyvmm._vmm import Chain, Memory, VirtQueue
+from pyvmm._vmm import Chain, Memory, ShortChain, VirtQueue
 
 
 def start(size: int = 8, **features: bool) -> tuple[VirtQueue, Ring]:
@@ -69,13 +69,21 @@ def test_read_and_write_pieces() -> None:
         (BUFFERS + 200, 4, WRITE),
     )
     all_of_it = bytes([0, 1, 2, 16, 17, 18, 19, 20])
-    assert chain.read() == chain.read(-1) == chain.read(99) == all_of_it
-    assert chain.read(4) == chain.read(size=4) == all_of_it[:4]
+    assert chain.read(4) + chain.read(1) + chain.read() == all_of_it
+    assert chain.read() == chain.read(9) == b""
+    assert chain.read(-1, 0) == chain.read(99, 0) == all_of_it
+    assert chain.read(4, 0) == chain.read(size=4, offset=0) == all_of_it[:4]
     assert chain.read(3, 2) == chain.read(offset=2, size=3) == all_of_it[2:5]
     assert chain.read(offset=8) == chain.read(0) == b""
     assert chain.read(offset=2**64 - 1) == b""
-    assert chain.write(b"abcdefghij") == 8
-    assert chain.write(b"XY", 3) == 2 and chain.write(b"Z", offset=8) == 0
+    with pytest.raises(ShortChain, match="room for 8 bytes, not 9"):
+        chain.write(b"abcdefghi")
+    assert chain.written == 0
+    assert chain.write(b"abc") == 3 and chain.write(b"defgh") == 5
+    assert chain.written == 8
+    with pytest.raises(ShortChain, match="room for 0 bytes, not 1"):
+        chain.write(b"Z", offset=8)
+    assert chain.write(b"XY", 3) == 2
     assert chain.write(data=bytearray(b""), offset=0) == 0
     assert ring.memory.read(BUFFERS + 100, 4) == b"abcX"
     assert ring.memory.read(BUFFERS + 200, 4) == b"Yfgh"
@@ -94,7 +102,7 @@ def test_large_copies_run_without_the_gil() -> None:
     data = bytes(range(256)) * (half // 256)
     memory.write(half, data)
     assert chain.read() == data
-    assert chain.write(chain.read()) == half
+    assert chain.write(chain.read(offset=0)) == half
     assert memory.read(2 * half, half) == data
 
 

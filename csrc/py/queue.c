@@ -1,0 +1,609 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * queue.c - Queue: `for chain in queue` over a device's virtqueue
+ *
+ * Chains are popped in batches into `ahead`, handed out one by one, and kept in
+ * `done` when their turn is over; one call of exchange() pushes those, raises
+ * one interrupt and pops the next batch. Each loop is an iterator of its own
+ * (Loop), so that its end is seen however it comes: behind the last chain, by
+ * break or return, or by an exception, which is still set when the interpreter
+ * drops the iterator. What was popped and not reached goes back then; so does
+ * the chain in whose turn the exception came.
+ *
+ * Threads: the GIL guards all fields. exchange() may wait for the device's lock
+ * without the GIL, so it works on a struct of its own.
+ */
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "py.h"
+
+#define BATCH  32
+#define BUDGET 4096 /* chains that a worker takes before it looks around */
+
+struct queue {
+    PyObject_HEAD
+    struct virtio *virtio;
+    PyObject *name;
+    PyObject *handler; /* or NULL */
+    unsigned index;
+    unsigned room; /* chains that the next batch may have: doubles */
+    unsigned next, end;
+    struct chain *ahead[BATCH]; /* [next .. end) are still to be handed out */
+    unsigned dones;
+    struct chain *done[BATCH];
+    unsigned spares;
+    struct chain *spare[BATCH]; /* to be used again */
+    unsigned loops;             /* alive */
+    unsigned budget;
+    uint64_t faults;
+    uint64_t round; /* handlers that failed: loops from before are void */
+    bool exchanging;
+    bool busy;     /* work() runs */
+    bool again;    /* and was called meanwhile */
+    bool forgiven; /* a short chain was completed empty */
+};
+
+struct loop {
+    PyObject_HEAD
+    struct queue *queue;   /* NULL: it has ended */
+    struct chain *current; /* or NULL */
+    uint64_t round;
+};
+
+/* -- the three things that are done with chains ---------------------------- */
+
+struct exchange {
+    struct chain *push[BATCH];
+    unsigned pushes;
+    struct chain *unpop[BATCH + 1]; /* in the order they were popped */
+    unsigned unpops;                /* left there: it could not be */
+    struct chain *pop[BATCH];
+    unsigned room;
+    unsigned popped;
+    int err; /* of popping */
+};
+
+/* (locked) No Python here: the GIL may be elsewhere. */
+static void
+exchange_locked(struct vmm_virtio_mmio *dev, unsigned queue,
+                struct exchange *todo)
+{
+    struct vmm_virtq *vq = &dev->queue[queue];
+    bool more = true;
+
+    for (unsigned i = 0; i < todo->pushes; i++)
+        vmm_virtio_mmio_push(dev, queue, &todo->push[i]->chain,
+                             todo->push[i]->written);
+    if (todo->pushes)
+        vmm_virtio_mmio_used(dev, queue);
+    while (todo->unpops &&
+           vmm_virtq_unpop(vq, &todo->unpop[todo->unpops - 1]->chain) !=
+               -EINVAL)
+        todo->unpops--;
+    /* Who finds it empty has asked to be notified, and looked once more. */
+    while (todo->popped < todo->room && more) {
+        todo->err =
+            vmm_virtio_mmio_pop(dev, queue, &todo->pop[todo->popped]->chain);
+        if (todo->err > 0)
+            todo->popped++;
+        else
+            more = !todo->err && vmm_virtio_mmio_live(dev) &&
+                   vmm_virtq_notify_on(vq);
+    }
+}
+
+static void
+exchange(struct queue *self, struct exchange *todo)
+{
+    struct vmm_virtio_mmio *dev = self->virtio->dev;
+    PyThreadState *thread;
+
+    self->exchanging = true;
+    thread = lock_acquire(&dev->lock);
+    exchange_locked(dev, self->index, todo);
+    lock_release(&dev->lock, thread);
+    self->exchanging = false;
+    for (unsigned i = 0; i < todo->pushes; i++)
+        todo->push[i]->pushed = true;
+}
+
+static void
+take_done(struct queue *self, struct exchange *todo)
+{
+    memcpy(todo->push, self->done, self->dones * sizeof *self->done);
+    todo->pushes = self->dones;
+    self->dones = 0;
+}
+
+/* Keeps those that nobody else has for the next batch. */
+static void
+recycle(struct queue *self, struct chain **chain, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (Py_REFCNT(chain[i]) == 1 && self->spares < BATCH)
+            self->spare[self->spares++] = chain[i];
+        else
+            Py_DECREF(chain[i]);
+    }
+}
+
+/* Pushes what is done. */
+static void
+flush(struct queue *self)
+{
+    struct exchange todo;
+
+    todo.unpops = todo.room = todo.popped = 0;
+    take_done(self, &todo);
+    exchange(self, &todo);
+    recycle(self, todo.push, todo.pushes);
+}
+
+/* Its turn is over: takes the reference. */
+static void
+finish(struct queue *self, struct chain *chain)
+{
+    if (chain->pushed || chain->returned || chain->deferred) {
+        Py_DECREF(chain);
+        return;
+    }
+    if (self->dones == BATCH)
+        flush(self);
+    chain->finished = true;
+    self->done[self->dones++] = chain;
+}
+
+/*
+ * Everything that was popped and not handed out goes back to the virtqueue,
+ * and before that `current`, whose reference it takes (NULL: none). What cannot
+ * go back, because one popped later is not there any more, stays `ahead`.
+ */
+static void
+give_back(struct queue *self, struct chain *current)
+{
+    struct chain *chain[BATCH + 1];
+    struct exchange todo;
+    unsigned count = 0;
+
+    todo.pushes = todo.room = todo.popped = 0;
+    if (current)
+        chain[count++] = current;
+    while (self->next < self->end)
+        chain[count++] = self->ahead[self->next++];
+    self->next = self->end = 0;
+    memcpy(todo.unpop, chain, count * sizeof *chain);
+    todo.unpops = count;
+    exchange(self, &todo);
+    for (unsigned i = 0; i < count; i++) {
+        if (i < todo.unpops && self->end < BATCH) {
+            self->ahead[self->end++] = chain[i];
+            continue;
+        }
+        chain[i]->returned = true;
+        recycle(self, &chain[i], 1);
+    }
+}
+
+/* Chains for the next batch. How many, or -1 with an exception. */
+static int
+provide(struct queue *self, struct exchange *todo)
+{
+    struct virtio *virtio = self->virtio;
+    struct state *state = state_of(Py_TYPE(self));
+
+    todo->room = 0;
+    while (todo->room < self->room && self->spares) {
+        struct chain *chain = self->spare[--self->spares];
+
+        chain_renew(chain);
+        todo->pop[todo->room++] = chain;
+    }
+    while (todo->room < self->room) {
+        struct chain *chain =
+            chain_new(state, (PyObject *)virtio, virtio->memory,
+                      &virtio->dev->queue[self->index], &virtio->dev->lock);
+
+        if (!chain) {
+            recycle(self, todo->pop, todo->room);
+            return -1;
+        }
+        chain->virtio = virtio;
+        chain->queue = self->index;
+        todo->pop[todo->room++] = chain;
+    }
+    return 0;
+}
+
+/*
+ * Pushes what is done and pops the next batch. With nothing `ahead` then the
+ * loop ends. 0, or -1 with an exception.
+ */
+static int
+refill(struct queue *self)
+{
+    struct exchange todo;
+
+    if (self->exchanging)
+        return 0; /* another thread is at it */
+    if (!self->virtio->open) {
+        raise_closed((PyObject *)self->virtio);
+        return -1;
+    }
+    if (!self->budget) { /* go on after a look around */
+        flush(self);
+        return 0;
+    }
+    if (provide(self, &todo))
+        return -1;
+    todo.unpops = todo.popped = 0;
+    todo.err = 0;
+    take_done(self, &todo);
+    exchange(self, &todo);
+    recycle(self, todo.push, todo.pushes);
+    recycle(self, todo.pop + todo.popped, todo.room - todo.popped);
+    memcpy(self->ahead, todo.pop, todo.popped * sizeof *todo.pop);
+    self->next = 0;
+    self->end = todo.popped;
+    if (todo.popped == self->room)
+        self->room = vmm_min(2 * self->room, (unsigned)BATCH);
+    if (self->virtio->dev->doorbell_fd >= 0)
+        self->budget -= vmm_min(self->budget, todo.popped);
+    if (todo.err != -ENOMEM || todo.popped)
+        return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+/* -- Loop ------------------------------------------------------------------ */
+
+static PyObject *
+loop_next(PyObject *op)
+{
+    struct loop *self = (struct loop *)op;
+    struct queue *queue = self->queue;
+    struct chain *current = self->current;
+
+    if (!queue)
+        return NULL;
+    if (current) {
+        self->current = NULL;
+        finish(queue, current);
+    }
+    if (queue->next == queue->end && refill(queue))
+        return NULL;
+    if (queue->next == queue->end)
+        return NULL;
+    self->current = queue->ahead[queue->next++];
+    return Py_NewRef((PyObject *)self->current);
+}
+
+/* The turn of `chain` ended by the exception that is set; takes it. */
+static void
+fail(struct queue *self, struct chain *chain)
+{
+    if (chain->pushed || chain->deferred) {
+        Py_DECREF(chain);
+        give_back(self, NULL);
+    } else if (chain->shorted &&
+               PyErr_ExceptionMatches(state_of(Py_TYPE(self))->short_error)) {
+        chain->written = 0;
+        self->faults++;
+        self->forgiven = true;
+        finish(self, chain);
+    } else {
+        if (!PyErr_ExceptionMatches(state_of(Py_TYPE(self))->stale_error))
+            add_note("chain %u of %U went back to its queue", chain->chain.head,
+                     self->name);
+        give_back(self, chain);
+    }
+}
+
+static void
+loop_end(struct loop *self)
+{
+    struct queue *queue = self->queue;
+    struct chain *current = self->current;
+
+    self->queue = NULL;
+    self->current = NULL;
+    if (!queue)
+        return;
+    if (current && PyErr_Occurred())
+        fail(queue, current);
+    else if (current && self->round != queue->round)
+        give_back(queue, current);
+    else if (current)
+        finish(queue, current);
+    if (!--queue->loops) {
+        if (queue->next < queue->end)
+            give_back(queue, NULL);
+        if (queue->dones)
+            flush(queue);
+    }
+    Py_DECREF(queue);
+}
+
+static int
+loop_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((struct loop *)op)->queue);
+    Py_VISIT(((struct loop *)op)->current);
+    return 0;
+}
+
+static int
+loop_clear(PyObject *op)
+{
+    loop_end((struct loop *)op);
+    return 0;
+}
+
+static void
+loop_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+
+    PyObject_GC_UnTrack(op);
+    loop_end((struct loop *)op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyType_Slot loop_slots[] = {
+    {Py_tp_dealloc, loop_dealloc}, {Py_tp_traverse, loop_traverse},
+    {Py_tp_clear, loop_clear},     {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, loop_next},   {0, NULL},
+};
+
+PyType_Spec loop_spec = {
+    .name = "pyvmm._vmm._Loop",
+    .basicsize = sizeof(struct loop),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = loop_slots,
+};
+
+/* -- Queue ----------------------------------------------------------------- */
+
+static PyObject *
+queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static const char *const names[] = {"device", "index", "name", "handler",
+                                        NULL};
+    PyObject *device, *index_arg, *name, *handler = Py_None;
+    struct virtio *virtio;
+    struct queue *self;
+    uint64_t index;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OU|O:Queue",
+                                     KEYWORDS(names),
+                                     state_of(type)->virtio_type, &device,
+                                     &index_arg, &name, &handler) ||
+        as_uint(index_arg, "index", VMM_VIRTIO_MMIO_MAX_QUEUES - 1, &index))
+        return NULL;
+    virtio = (struct virtio *)device;
+    if (!virtio->open)
+        return raise_closed(device);
+    if (index >= virtio->dev->queues)
+        return PyErr_Format(PyExc_ValueError, "the device has %u queues",
+                            virtio->dev->queues);
+    if (handler != Py_None && !PyCallable_Check(handler))
+        return PyErr_Format(PyExc_TypeError, "handler %R is not callable",
+                            handler);
+    self = (struct queue *)type->tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    self->virtio = (struct virtio *)Py_NewRef(device);
+    self->name = Py_NewRef(name);
+    self->handler = handler == Py_None ? NULL : Py_NewRef(handler);
+    self->index = (unsigned)index;
+    self->room = 1;
+    self->budget = BUDGET;
+    return (PyObject *)self;
+}
+
+static int
+queue_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    struct queue *self = (struct queue *)op;
+
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->virtio);
+    Py_VISIT(self->handler);
+    for (unsigned i = self->next; i < self->end; i++)
+        Py_VISIT(self->ahead[i]);
+    for (unsigned i = 0; i < self->dones; i++)
+        Py_VISIT(self->done[i]);
+    for (unsigned i = 0; i < self->spares; i++)
+        Py_VISIT(self->spare[i]);
+    return 0;
+}
+
+/* Keeps the device, which is what makes sense of the rest; a cycle passes
+ * through the handler or through the device's on_notify. */
+static int
+queue_clear(PyObject *op)
+{
+    struct queue *self = (struct queue *)op;
+
+    Py_CLEAR(self->handler);
+    while (self->next < self->end)
+        Py_DECREF(self->ahead[self->next++]);
+    while (self->dones)
+        Py_DECREF(self->done[--self->dones]);
+    while (self->spares)
+        Py_DECREF(self->spare[--self->spares]);
+    return 0;
+}
+
+static void
+queue_dealloc(PyObject *op)
+{
+    struct queue *self = (struct queue *)op;
+    PyTypeObject *type = Py_TYPE(op);
+
+    PyObject_GC_UnTrack(op);
+    queue_clear(op);
+    Py_XDECREF(self->virtio);
+    Py_XDECREF(self->name);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyObject *
+queue_iter(PyObject *op)
+{
+    struct queue *self = (struct queue *)op;
+    PyTypeObject *type = state_of(Py_TYPE(op))->loop_type;
+    struct loop *loop = (struct loop *)type->tp_alloc(type, 0);
+
+    if (!loop)
+        return NULL;
+    loop->queue = (struct queue *)Py_NewRef(op);
+    loop->round = self->round;
+    self->loops++;
+    return (PyObject *)loop;
+}
+
+/* The handler's exception is set. True: it was the guest's fault, go on. */
+static bool
+forgive(struct queue *self)
+{
+    struct state *state = state_of(Py_TYPE(self));
+
+    self->round++;
+    if (self->next < self->end) {
+        PyObject *type, *value, *trace;
+
+        PyErr_Fetch(&type, &value, &trace);
+        give_back(self, NULL);
+        PyErr_Restore(type, value, trace);
+    }
+    if (!(self->forgiven && PyErr_ExceptionMatches(state->short_error)) &&
+        !PyErr_ExceptionMatches(state->stale_error))
+        return false;
+    PyErr_Clear();
+    return true;
+}
+
+PyDoc_STRVAR(
+    queue_work_doc,
+    "work($self, /)\n--\n\n"
+    "Call the handler with the queue, for what the driver offered.\n\n"
+    "One call at a time: one that comes meanwhile, from another thread, makes "
+    "the first\ngo on and returns at once. Of ShortChain, when a chain of the "
+    "loop raised it, and\nof StaleChain the handler is called again for the "
+    "rest. Raises what else it raises.");
+
+static PyObject *
+queue_work(PyObject *op, PyObject *unused)
+{
+    struct queue *self = (struct queue *)op;
+    int doorbell;
+
+    (void)unused;
+    self->again = true;
+    if (self->busy || !self->handler)
+        Py_RETURN_NONE;
+    self->busy = true;
+    self->budget = BUDGET;
+    while (self->again) {
+        PyObject *ret;
+
+        self->again = false;
+        self->forgiven = false;
+        ret = PyObject_CallOneArg(self->handler, op);
+        if (!ret && forgive(self))
+            self->again = true;
+        else if (!ret)
+            break;
+        Py_XDECREF(ret);
+        if (!self->budget) { /* its thread comes back after a look around */
+            doorbell = self->virtio->dev->doorbell_fd;
+            if (doorbell >= 0)
+                eventfd_write(doorbell, 1);
+            break;
+        }
+    }
+    self->busy = false;
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+queue_get_index(PyObject *op, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(((struct queue *)op)->index);
+}
+
+static PyObject *
+queue_get_name(PyObject *op, void *closure)
+{
+    (void)closure;
+    return Py_NewRef(((struct queue *)op)->name);
+}
+
+static PyObject *
+queue_get_faults(PyObject *op, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(((struct queue *)op)->faults);
+}
+
+static PyObject *
+queue_repr(PyObject *op)
+{
+    struct queue *self = (struct queue *)op;
+
+    return PyUnicode_FromFormat("<Queue %U, number %u>", self->name,
+                                self->index);
+}
+
+static PyMethodDef queue_methods[] = {
+    {"work", queue_work, METH_NOARGS, queue_work_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef queue_getset[] = {
+    {"index", queue_get_index, NULL, "Its number in the device.", NULL},
+    {"name", queue_get_name, NULL, "What notes call it.", NULL},
+    {"faults", queue_get_faults, NULL,
+     "Chains that were too short, and completed empty.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(
+    queue_doc,
+    "Queue(device, index, name, handler=None)\n--\n\n"
+    "The chains that a driver offers in one queue: `for chain in queue`.\n\n"
+    "The end of the loop's body completes a chain, unless it was deferred. "
+    "They are\npopped and completed in batches, with one interrupt each. After "
+    "break and return\nthe chains that were not reached go back to the "
+    "virtqueue; after an exception the\ncurrent one does too. ShortChain is "
+    "the "
+    "guest's fault: its chain is completed empty\nand counted.\n\n"
+    "Threads: any, but the order of chains among several is theirs to settle.");
+
+static PyType_Slot queue_slots[] = {
+    {Py_tp_doc, (void *)(uintptr_t)queue_doc},
+    {Py_tp_new, queue_new},
+    {Py_tp_dealloc, queue_dealloc},
+    {Py_tp_traverse, queue_traverse},
+    {Py_tp_clear, queue_clear},
+    {Py_tp_iter, queue_iter},
+    {Py_tp_repr, queue_repr},
+    {Py_tp_methods, queue_methods},
+    {Py_tp_getset, queue_getset},
+    {0, NULL},
+};
+
+PyType_Spec queue_spec = {
+    .name = "pyvmm._vmm.Queue",
+    .basicsize = sizeof(struct queue),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = queue_slots,
+};
