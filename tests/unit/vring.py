@@ -1,56 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver without a guest: rings written into a Memory, registers by hand.
+"""What tests of queues share: one Memory, rings and buffers at fixed places.
 
-Nothing here checks what it is told, so a test can be as hostile as it likes.
-
-    memory       one Memory: rings from RINGS on, buffers from BUFFERS on
-    Ring         the three arrays of a queue and the driver's two indices
-    Driver       negotiation and registers of a VirtioMMIO, with its Rings
+The driver itself is pyvmm.virtio.rings.
 """
 
 import os
-import struct
 from collections.abc import Sequence
 
-from pyvmm._vmm import Memory, VirtioMMIO
-
-# Registers (virtio 1.2, 4.2.2).
-MAGIC = 0x000
-VERSION = 0x004
-DEVICE_ID = 0x008
-VENDOR_ID = 0x00C
-DEVICE_FEATURES = 0x010
-DEVICE_FEATURES_SEL = 0x014
-DRIVER_FEATURES = 0x020
-DRIVER_FEATURES_SEL = 0x024
-QUEUE_SEL = 0x030
-QUEUE_NUM_MAX = 0x034
-QUEUE_NUM = 0x038
-QUEUE_READY = 0x044
-QUEUE_NOTIFY = 0x050
-INTERRUPT_STATUS = 0x060
-INTERRUPT_ACK = 0x064
-STATUS = 0x070
-QUEUE_DESC = 0x080
-QUEUE_AVAIL = 0x090
-QUEUE_USED = 0x0A0
-CONFIG_GENERATION = 0x0FC
-CONFIG = 0x100
-
-ACKNOWLEDGE = 0x1
-DRIVER = 0x2
-DRIVER_OK = 0x4
-FEATURES_OK = 0x8
-NEEDS_RESET = 0x40
-FAILED = 0x80
-
-INDIRECT_DESC = 1 << 28
-EVENT_IDX = 1 << 29
-VERSION_1 = 1 << 32
-
-NEXT = 1  # flags of descriptors
-WRITE = 2
-INDIRECT = 4
+from pyvmm._vmm import Memory
+from pyvmm.virtio.rings import *  # noqa: F403 - the registers, for tests
+from pyvmm.virtio.rings import NEXT, VERSION_1, WRITE, Ring, Transport
 
 RAM = 1 << 20
 RINGS = 0x10000
@@ -63,117 +22,10 @@ def make_memory(size: int = RAM) -> Memory:
     return memory
 
 
-class Ring:
-    """The rings of one queue, laid out one after the other from `gpa` on."""
+class Driver(Transport):
+    """A Transport with one buffer at BUFFERS."""
 
-    def __init__(self, memory: Memory, gpa: int, size: int) -> None:
-        self.memory = memory
-        self.size = size
-        self.desc = gpa
-        self.avail = gpa + 16 * size
-        self.used = (self.avail + 6 + 2 * size + 3) & ~3
-        self.end = self.used + 6 + 8 * size
-        self.clear()
-
-    def clear(self) -> None:
-        self.offered = 0
-        self.taken = 0
-        self.memory.fill(self.desc, 0, self.end - self.desc)
-
-    def set_desc(
-        self,
-        index: int,
-        addr: int,
-        size: int,
-        flags: int = 0,
-        next_: int = 0,
-        table: int | None = None,
-    ) -> None:
-        """Writes entry `index` of the queue's table, or of the one there."""
-        at = (self.desc if table is None else table) + 16 * index
-        self.memory.write(at, struct.pack("<QIHH", addr, size, flags, next_))
-
-    def set_chain(
-        self, parts: Sequence[tuple[int, int, int]], table: int | None = None
-    ) -> None:
-        """Links (addr, size, flags) from entry 0 on."""
-        for i, (addr, size, flags) in enumerate(parts):
-            more = NEXT if i + 1 < len(parts) else 0
-            self.set_desc(i, addr, size, flags | more, i + 1, table)
-
-    def set_offered(self, index: int) -> None:
-        self.offered = index & 0xFFFF
-        self.memory.write_u16(self.avail + 2, self.offered)
-
-    def offer(self, head: int = 0) -> None:
-        """Puts `head` in the available ring."""
-        slot = self.offered % self.size
-        self.memory.write_u16(self.avail + 4 + 2 * slot, head)
-        self.set_offered(self.offered + 1)
-
-    def take(self) -> tuple[int, int] | None:
-        """The next (head, bytes written) of the used ring, or None."""
-        if self.memory.read_u16(self.used + 2) == self.taken:
-            return None
-        at = self.used + 4 + 8 * (self.taken % self.size)
-        self.taken = (self.taken + 1) & 0xFFFF
-        return self.memory.read_u32(at), self.memory.read_u32(at + 4)
-
-    def mute(self, quiet: bool = True) -> None:
-        """NO_INTERRUPT, where EVENT_IDX was not negotiated."""
-        self.memory.write_u16(self.avail, int(quiet))
-
-    def set_used_event(self, index: int) -> None:
-        self.memory.write_u16(self.avail + 4 + 2 * self.size, index & 0xFFFF)
-
-    @property
-    def muted(self) -> bool:
-        """NO_NOTIFY, as the device set it."""
-        return bool(self.memory.read_u16(self.used))
-
-    @property
-    def avail_event(self) -> int:
-        return self.memory.read_u16(self.used + 4 + 8 * self.size)
-
-
-class Driver:
-    """Drives `device`; boot() makes a Ring for each of its queues."""
-
-    def __init__(self, device: VirtioMMIO) -> None:
-        self.device = device
-        self.memory = device.memory
-        self.ring: list[Ring] = []
-
-    def get(self, register: int) -> int:
-        return self.device.read(register, 4)
-
-    def set(self, register: int, value: int) -> None:
-        self.device.write(register, 4, value)
-
-    def set64(self, register: int, value: int) -> None:
-        self.set(register, value & 0xFFFFFFFF)
-        self.set(register + 4, value >> 32)
-
-    def offered(self) -> int:
-        """The features that the device offers."""
-        value = 0
-        for word in range(2):
-            self.set(DEVICE_FEATURES_SEL, word)
-            value |= self.get(DEVICE_FEATURES) << 32 * word
-        return value
-
-    def accept(self, features: int) -> None:
-        for word in range(2):
-            self.set(DRIVER_FEATURES_SEL, word)
-            self.set(DRIVER_FEATURES, features >> 32 * word & 0xFFFFFFFF)
-
-    def set_queue(self, index: int, ring: Ring) -> None:
-        self.set(QUEUE_SEL, index)
-        self.set(QUEUE_NUM, ring.size)
-        self.set64(QUEUE_DESC, ring.desc)
-        self.set64(QUEUE_AVAIL, ring.avail)
-        self.set64(QUEUE_USED, ring.used)
-        self.set(QUEUE_READY, 1)
+    ring: list[Ring]
 
     def boot(
         self,
@@ -181,22 +33,8 @@ class Driver:
         sizes: Sequence[int] = (8,),
         gpa: int = RINGS,
     ) -> "Driver":
-        """From reset to DRIVER_OK, by the book (3.1.1)."""
-        self.set(STATUS, 0)
-        self.set(STATUS, ACKNOWLEDGE)
-        self.set(STATUS, ACKNOWLEDGE | DRIVER)
-        self.accept(features)
-        self.set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        self.ring = []
-        for index, size in enumerate(sizes):
-            self.ring.append(Ring(self.memory, gpa, size))
-            gpa = (self.ring[-1].end + 15) & ~15
-            self.set_queue(index, self.ring[-1])
-        self.set(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+        super().boot(features, sizes, gpa)
         return self
-
-    def notify(self, queue: int = 0) -> None:
-        self.set(QUEUE_NOTIFY, queue)
 
     def request(
         self, data: bytes = b"", room: int = 0, queue: int = 0, head: int = 0

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device: what users subclass to make a virtio device."""
+
+from __future__ import annotations
+
+from .. import _vmm
+from .config import Config, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, ClassVar
+
+    from typing_extensions import Buffer
+
+    from ..machine import Machine
+
+FEATURES_OK = 0x8  # virtio 1.2, 2.1
+DRIVER_OK = 0x4
+
+
+class Device:
+    """A virtio device in Python (virtio 1.2, on the MMIO transport).
+
+        class Hasher(virtio.Device):
+            device_id = 63
+            queues = {"requests": 256}
+            config = virtio.Struct(block="<I")
+
+            def on_requests(self, queue):
+                for chain in queue:
+                    data = chain.read()
+                    chain.write(hashlib.sha256(data).digest())
+
+    A subclass sets
+
+    `device_id`: what kind of device it is (virtio 1.2, 5); 63 is no one's.
+    `queues`: names and greatest sizes, powers of two up to 32768, in order.
+    `features`: the feature bits of the device itself, 0 to 23 and 50 to 63.
+    `config`: a Struct, the fields of the configuration space.
+    `notify`: "inline", handlers run on the vCPU's exit while the guest waits;
+    or "thread", on a thread behind an eventfd while the guest runs on.
+
+    and for each queue a handler `on_NAME(queue)`, called when the driver has
+    offered chains there. It may leave some: the next call finds them. The end
+    of a loop's body completes its chain, unless `chain.defer()` was called:
+    then `chain.complete()` does, later and from any thread. After break and
+    return the chains that the loop did not reach are back in the queue.
+
+    ShortChain, raised by a chain with too little room or too few bytes, is the
+    guest's fault: the chain is completed empty, counted in `faults`, and the
+    handler called again for the others. Any other exception leaves run() with
+    a note that names the queue and the chain, which is back in the queue;
+    process() tries again.
+
+    Once attached: `machine`, `base` (address), `irq_line`, `queue` (the Queue
+    of each name) and `native`, the `_vmm.VirtioMMIO` with the registers. A
+    subclass need not call `super().__init__`.
+
+    Threads: one call of a queue's handler at a time. Inline they run on the
+    thread of the vCPU that notified, else all on the device's own.
+    """
+
+    size = _vmm.VIRTIO_MMIO_SIZE
+
+    device_id: ClassVar[int]
+    features: int = 0
+    queues: ClassVar[Mapping[str, int]] = {}
+    config: Any = Struct()
+    notify: str = "inline"
+
+    name: str = ""
+    machine: Machine | None = None
+    base: int | None = None
+    irq_line: int | None = None
+    native: _vmm.VirtioMMIO | None = None
+    queue: Mapping[str, _vmm.Queue]
+    _told: tuple[_vmm.Queue, ...] = ()
+
+    # -- what a subclass may override ----------------------------------------
+
+    def attached(self) -> None:
+        """Called when the device has been attached: `machine` is set."""
+
+    def reset(self) -> None:
+        """Called when the driver reset the device; all chains are stale."""
+
+    def negotiated(self, features: int) -> None:
+        """Called when the driver has taken its features (FEATURES_OK)."""
+
+    def started(self) -> None:
+        """Called when the driver is ready (DRIVER_OK)."""
+
+    def configured(self, offset: int, data: bytes) -> None:
+        """Called when the driver wrote to the configuration space.
+
+        Nothing changes by that, unless this method assigns to a field.
+        """
+
+    # -- what it can do -------------------------------------------------------
+
+    @property
+    def faults(self) -> int:
+        """What the guest did wrong: chains too short, rings broken."""
+        native = self.native
+        broken = native.faults if native and not native.closed else 0
+        return broken + sum(queue.faults for queue in self._told)
+
+    def process(self) -> None:
+        """Call every handler, as if the driver had notified.
+
+        For chains that were left in a queue, by a handler or its exception.
+        """
+        self._attached().process()
+
+    def dma_read(self, gpa: int, size: int) -> bytes:
+        """Copy bytes out of guest memory; ValueError outside RAM."""
+        return self._attached().memory.read(gpa, size)
+
+    def dma_write(self, gpa: int, data: Buffer) -> None:
+        """Copy bytes into guest memory; ValueError outside RAM."""
+        self._attached().memory.write(gpa, data)
+
+    def dma_view(
+        self, gpa: int, size: int, readonly: bool = False
+    ) -> memoryview:
+        """Guest memory itself, which the guest may change at any moment.
+
+        `T.from_buffer(view)` of ctypes and `numpy.frombuffer(view, dtype)` see
+        it without copying. ValueError when it is not inside one region.
+        """
+        return self._attached().memory.view(gpa, size, readonly)
+
+    # -- how it is made --------------------------------------------------------
+
+    def make(self, memory: _vmm.Memory) -> _vmm.VirtioMMIO:
+        """The device itself, on this memory; TypeError when it is none."""
+        cls = type(self)
+        if not isinstance(getattr(self, "device_id", None), int):
+            raise TypeError(f"{cls.__name__} needs `device_id`")
+        if self.notify not in ("inline", "thread"):
+            raise ValueError(
+                f"{cls.__name__}.notify {self.notify!r} is neither 'inline' "
+                "nor 'thread'"
+            )
+        handlers = [getattr(self, f"on_{name}", None) for name in self.queues]
+        for name, handler in zip(self.queues, handlers, strict=True):
+            if not callable(handler):
+                raise TypeError(
+                    f"{cls.__name__} needs on_{name}(queue), the handler of "
+                    f"its queue {name!r}"
+                )
+        told = any(
+            getattr(cls, name) is not getattr(Device, name)
+            for name in ("reset", "negotiated", "started", "configured")
+        )
+        config = self.config
+        native = _vmm.VirtioMMIO(
+            memory,
+            self.device_id,
+            features=self.features,
+            queues=list(self.queues.values()),
+            config=bytes(config),
+            on_notify=self._notified,
+            on_event=self._happened if told else None,
+        )
+        self._told = tuple(
+            _vmm.Queue(native, index, f"{cls.__name__}.{name}", handler)
+            for index, (name, handler) in enumerate(
+                zip(self.queues, handlers, strict=True)
+            )
+        )
+        self.queue = dict(zip(self.queues, self._told, strict=True))
+        if isinstance(config, Config):
+            config._connect(native)
+        self.native = native
+        return native
+
+    def _attached(self) -> _vmm.VirtioMMIO:
+        if self.native is None:
+            raise ValueError(
+                f"{type(self).__name__} is not connected: attach it to a "
+                "machine first"
+            )
+        return self.native
+
+    def _notified(self, index: int) -> None:
+        try:
+            self._told[index].work()
+        except BaseException as exc:
+            exc.add_note(f"in the handler of {self._told[index].name}")
+            raise
+
+    def _happened(self, what: int, first: int, second: int, third: int) -> None:
+        if what == _vmm.EVENT_RESET:
+            self.reset()
+        elif what == _vmm.EVENT_CONFIG:
+            self.configured(first, third.to_bytes(second, "little"))
+        else:
+            new = second & ~first
+            if new & FEATURES_OK:
+                self.negotiated(self._attached().driver_features)
+            if new & DRIVER_OK:
+                self.started()
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self.native is None:
+            return f"<{name} {self.notify}, not attached>"
+        place = "" if self.base is None else f" mmio {self.base:#x},"
+        return f"<{name} {self.notify},{place} {self.native!r}>"
