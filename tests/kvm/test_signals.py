@@ -70,7 +70,7 @@ def test_ctrl_c(bare, loop, mode) -> None:
     presser.end()
 
 
-def test_ctrl_c_outside_a_device_has_no_note(bare) -> None:
+def test_ctrl_c_outside_a_device_names_no_access(bare) -> None:
     machine = bare(LOOPS["spin"])
     presser = Presser(seed=1)
     with (
@@ -80,7 +80,8 @@ def test_ctrl_c_outside_a_device_has_no_note(bare) -> None:
         presser.go.release()
         machine.run()
     presser.end()
-    assert not getattr(caught.value, "__notes__", [])
+    notes = getattr(caught.value, "__notes__", [])
+    assert not [note for note in notes if "in the guest's" in note]
 
 
 def test_ctrl_c_inside_a_device(bare) -> None:
