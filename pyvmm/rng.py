@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from . import _vmm
+from .native import Native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 CHUNK = 65536
 
 
-class Rng:
+class Rng(Native):
     """A virtio-rng device (virtio 1.2, 5.4), handled in C.
 
     `source`: where the bytes come from. None: getrandom(). A callable that
@@ -52,7 +53,8 @@ class Rng:
     Threads: a description; `source` is called on the thread that answers.
     """
 
-    size = _vmm.VIRTIO_MMIO_SIZE
+    name = "rng"
+    native: _vmm.Rng | None = None
 
     def __init__(
         self,
@@ -77,11 +79,6 @@ class Rng:
         self.rate = rate
         self.notify = "thread" if rate else notify
         self.queue_size = queue_size
-        self.name = "rng"
-        self.machine: object = None
-        self.base: int | None = None
-        self.irq_line: int | None = None
-        self.native: _vmm.Rng | None = None
 
     def make(self, memory: _vmm.Memory) -> _vmm.Rng:
         """The device itself, on this memory."""

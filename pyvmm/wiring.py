@@ -11,7 +11,7 @@ import os
 
 from . import _vmm
 from .device import Device, IrqLine, irq_names
-from .rng import Rng
+from .native import Native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Wiring:
         )
         self._check_place(slot)
         self._choose_lines(slot, irq)
-        if isinstance(device, Rng):
+        if isinstance(device, Native):
             device.native = device.make(self.machine.memory)
             slot.bus_device = device.native
             slot.threaded = device.notify == "thread"
@@ -181,7 +181,7 @@ class Wiring:
     def _choose_lines(self, slot: Slot, irq: int | None) -> None:
         names = irq_names(slot.device)
         wanted = len(names)
-        if isinstance(slot.device, Rng | _vmm.VirtioMMIO):
+        if isinstance(slot.device, Native | _vmm.VirtioMMIO):
             wanted = 1 if self.irqchip else 0
         if not wanted:
             if irq is not None:
@@ -300,7 +300,7 @@ class Wiring:
         for fd in slot.eventfds:
             os.close(fd)
         slot.eventfds.clear()
-        if isinstance(slot.device, Rng) and slot.device.native:
+        if isinstance(slot.device, Native) and slot.device.native:
             slot.device.native.close()
 
     def close(self) -> None:
@@ -355,10 +355,12 @@ def check_methods(device: object) -> None:
 def introduce(slot: Slot, machine: Machine) -> None:
     """Tell a device where it is."""
     device = slot.device
-    if isinstance(device, Rng):
+    if isinstance(device, Native):
         device.machine = machine
         device.base = slot.base
         device.irq_line = slot.lines[0] if slot.lines else None
+        device.name = slot.name
+        device.attached()
     if not isinstance(device, Device):
         return
     device.machine = machine
@@ -382,7 +384,7 @@ def forget(slot: Slot, closed: bool = False) -> None:
             irq: IrqLine = getattr(device, name)
             irq._machine = None
             irq.line = None
-    if isinstance(device, Rng) and not closed:
+    if isinstance(device, Native) and not closed:
         device.machine = None
         device.base = None
         device.irq_line = None

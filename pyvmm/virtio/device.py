@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .. import _vmm
+from ..native import Native
 from .config import Config, Struct
 
 TYPE_CHECKING = False
@@ -13,13 +14,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ..machine import Machine
-
 FEATURES_OK = 0x8  # virtio 1.2, 2.1
 DRIVER_OK = 0x4
 
 
-class Device:
+class Device(Native):
     """A virtio device in Python (virtio 1.2, on the MMIO transport).
 
         class Hasher(virtio.Device):
@@ -61,26 +60,14 @@ class Device:
     thread of the vCPU that notified, else all on the device's own.
     """
 
-    size = _vmm.VIRTIO_MMIO_SIZE
-
     device_id: ClassVar[int]
     features: int = 0
     queues: ClassVar[Mapping[str, int]] = {}
     config: Any = Struct()
-    notify: str = "inline"
-
-    name: str = ""
-    machine: Machine | None = None
-    base: int | None = None
-    irq_line: int | None = None
-    native: _vmm.VirtioMMIO | None = None
     queue: Mapping[str, _vmm.Queue]
     _told: tuple[_vmm.Queue, ...] = ()
 
     # -- what a subclass may override ----------------------------------------
-
-    def attached(self) -> None:
-        """Called when the device has been attached: `machine` is set."""
 
     def reset(self) -> None:
         """Called when the driver reset the device; all chains are stale."""
