@@ -32,11 +32,15 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ),
     (
         "Devices",
-        "",
+        "[devices.md](devices.md) says how to write them. "
+        "`pyvmm.testing.bus(device)`\nmakes a Bus.\n",
         [
             ("pyvmm", "Device"),
             ("pyvmm", "Irq"),
             ("pyvmm.device", "IrqLine"),
+            ("pyvmm", "Reg"),
+            ("pyvmm.timers", "Timer"),
+            ("pyvmm.testing", "Bus"),
             ("pyvmm", "Rng"),
         ],
     ),

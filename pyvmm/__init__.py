@@ -18,12 +18,15 @@ Importing does nothing: each name is loaded when it is first used.
     cpu.py         registers and page tables of one vCPU
     memory.py      the address spaces m.mem and m.cpu.mem
     device.py      Device and Irq: what users subclass
+    registers.py   Reg: registers that a device declares
+    timers.py      after() and every() of devices
     rng.py         Rng: a native virtio-rng
     wiring.py      addresses, lines and eventfds of attached devices
     console.py     output, input, expect
     image.py       what load() takes: ELF files, bytes, snippets
     snippet.py     assembly and C made into images
     symbols.py     names to addresses and back
+    testing/       for tests of devices: a bus without a machine
     boot/          how a guest is told what the machine is like
     x86.py         layouts of kernel structures, page table formats
     host.py        what the KVM of this host can do
@@ -41,6 +44,7 @@ __version__ = "0.1.0.dev0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import boot as boot
+    from . import testing as testing
     from .boot import Boot as Boot
     from .boot.start_info import StartInfo as StartInfo
     from .device import Device as Device
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from .errors import GuestTimeout as GuestTimeout
     from .errors import Unsupported as Unsupported
     from .machine import Machine as Machine
+    from .registers import Reg as Reg
     from .rng import Rng as Rng
     from .stop import Stop as Stop
 
@@ -62,6 +67,7 @@ _HOME = {
     "GuestTimeout": "errors",
     "Irq": "device",
     "Machine": "machine",
+    "Reg": "registers",
     "Rng": "rng",
     "StartInfo": "boot.start_info",
     "Stop": "stop",
@@ -72,6 +78,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Machine",
     "Device",
     "Irq",
+    "Reg",
     "Rng",
     "Stop",
     "Error",
@@ -81,14 +88,15 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Boot",
     "StartInfo",
     "boot",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name == "boot":
-        return import_module(".boot", __name__)
+    if name in ("boot", "testing"):
+        return import_module(f".{name}", __name__)
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

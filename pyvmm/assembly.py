@@ -55,6 +55,7 @@ def realise(machine: Machine) -> _vmm.VM:
         machine.close()  # half a machine is of no use
         raise
     machine._runner.vcpus = vcpus
+    machine._wiring.start_timers()
     machine._cpus = [Cpu(machine, vcpu) for vcpu in vcpus]
     for vcpu in vcpus:
         vcpu.trace = machine._trace

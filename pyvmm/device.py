@@ -5,7 +5,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Self
+
     from .machine import Machine
+    from .registers import Layout
+    from .timers import Timer, Timers
+
+REGISTERS = f"{__package__}.registers"  # loaded for classes that have some
 
 
 class Irq:
@@ -80,9 +87,10 @@ class IrqLine:
 class Device:
     """A device in Python, on a range of addresses or ports.
 
-    A subclass sets `size`, the bytes of its range, and overrides read() and
-    write(). `attach()` fills in the rest: `machine`, `base` (address or first
-    port), `is_port`, `name`. A subclass need not call `super().__init__`.
+    A subclass sets `size`, the bytes of its range, and declares registers
+    (`Reg`) or overrides read() and write(). `attach()` fills in the rest:
+    `machine`, `base` (address or first port), `is_port`, `name`. A subclass
+    need not call `super().__init__`.
 
         class Adder(pyvmm.Device):
             size = 8
@@ -98,7 +106,8 @@ class Device:
     note that names the access; a guest's read has then given all ones.
 
     Threads: read() and write() are called on the thread of the vCPU that made
-    the access, one at a time in a machine with one vCPU.
+    the access, timers on that of vCPU 0: one at a time in a machine with one
+    vCPU.
     """
 
     size: int
@@ -106,26 +115,132 @@ class Device:
     base: int | None = None
     is_port: bool = False
     name: str = ""
+    _layout: Layout | None = None
+    _registers: dict[str, int]
+    _timers: Timers | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        declare(cls)
+
+    def __new__(cls, *args: object, **options: object) -> Self:
+        if (args or options) and cls.__init__ is object.__init__:
+            raise TypeError(f"{cls.__name__}() takes no arguments")
+        self = super().__new__(cls)
+        if cls._layout is not None:
+            self._registers = dict(cls._layout.reset)
+        return self
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads `size` bytes (1 to 8) at `offset` from the base.
 
-        Returns an int of that size. All of the access is in the range.
+        Returns an int of that size. All of the access is in the range. Here:
+        the registers, 0 between them; all ones when there are none.
         """
+        if self._layout is not None:
+            return self._layout.read(self, offset, size)
         return (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The guest writes `value`, `size` bytes (1 to 8), at `offset`."""
+        if self._layout is not None:
+            self._layout.write(self, offset, size, value)
 
     def attached(self) -> None:
         """Called when the device has been attached: `machine` is set."""
 
+    def after(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call `call()` once, in `seconds`; its cancel() prevents that.
+
+        The time is that of the host's CLOCK_MONOTONIC, and goes on while the
+        machine is stopped. The call is made between two exits of vCPU 0, by
+        whoever is inside run(). Raises ValueError when the device is not
+        attached, for seconds that are no time, and with too many pending.
+        """
+        return self._clock().add(self, seconds, call, False)
+
+    def every(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call `call()` each `seconds`, until cancel(); as after().
+
+        Calls that are missed, since the machine was stopped or busy, are left
+        out.
+        """
+        return self._clock().add(self, seconds, call, True)
+
+    def _clock(self) -> Timers:
+        if self._timers is None:
+            if self.machine is None or self.machine.closed:
+                raise ValueError(
+                    f"{type(self).__name__} has no clock: attach it to a "
+                    "machine that is open"
+                )
+            self._timers = self.machine._wiring.timers
+        return self._timers
+
+    def where(self, offset: int, size: int = 1) -> str:
+        """The registers of an access by name, for traces; "" for none.
+
+        "go", "go+1" for a part of it, "go..fired" for several.
+        """
+        return self._layout.where(offset, size) if self._layout else ""
+
+    def save(self) -> dict[str, Any]:
+        """The state of the device: its registers by name.
+
+        A subclass with more to it extends both methods.
+        """
+        return dict(self._registers) if self._layout is not None else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what save() has returned.
+
+        Registers that `state` does not name stay as they are; no method of
+        theirs is called. Raises ValueError for names that are no registers.
+        """
+        if self._layout is not None:
+            self._layout.load(self, state)
+        elif state:
+            raise ValueError(
+                f"{type(self).__name__} has no registers: "
+                f"{', '.join(sorted(state))}"
+            )
+
     def __repr__(self) -> str:
         name = type(self).__name__
+        values = "".join(
+            f" {reg}={value:#x}" for reg, value in Device.save(self).items()
+        )
         if self.base is None:
-            return f"<{name} not attached>"
+            return f"<{name} not attached{values}>"
         kind = "port" if self.is_port else "mmio"
-        return f"<{name} {kind} {self.base:#x}+{self.size:#x}>"
+        return f"<{name} {kind} {self.base:#x}+{self.size:#x}{values}>"
+
+
+def declare(cls: type[Device]) -> None:
+    """A class of devices is made: its registers are what it reads and writes.
+
+    ValueError when they do not fit. A class without any costs nothing.
+    """
+    if not any(
+        type(value).__module__ == REGISTERS
+        for owner in cls.__mro__
+        for value in vars(owner).values()
+    ):
+        return
+    from .registers import make_layout, make_methods
+
+    cls._layout = layout = make_layout(cls)
+    methods: tuple[object, object] = (Device.read, Device.write)
+    if layout is not None:
+        if not hasattr(cls, "size"):
+            cls.size = layout.size
+        layout.check_size(cls.size)
+        methods = make_methods(layout)
+    for name, made in zip(("read", "write"), methods, strict=True):
+        # What a subclass has written itself stays; it may call super().
+        now = getattr(cls, name)
+        if now is getattr(Device, name) or now.__module__ == REGISTERS:
+            setattr(cls, name, made)
 
 
 def irq_names(device: object) -> list[str]:

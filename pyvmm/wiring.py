@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .machine import Machine
     from .run import Runner
+    from .timers import Timers
 
 MMIO_BASE = 0xD000_0000
 MMIO_END = _vmm.IOAPIC_BASE
@@ -79,6 +80,7 @@ class Wiring:
         self.irqchip = irqchip
         self.slots: list[Slot] = []
         self.vm: _vmm.VM | None = None
+        self._timers: Timers | None = None
 
     # -- describing ----------------------------------------------------------
 
@@ -219,6 +221,34 @@ class Wiring:
     # -- connecting ----------------------------------------------------------
 
     def realise(self, vm: _vmm.VM) -> None:
+    # -- timers --------------------------------------------------------------
+
+    @property
+    def timers(self) -> Timers:
+        """The timers of the machine's devices; most have none."""
+        if self._timers is None:
+            from time import monotonic_ns
+
+            from .timers import Timers
+
+            self._timers = Timers(monotonic_ns, self._arm)
+            self.start_timers()
+        return self._timers
+
+    def start_timers(self) -> None:
+        """There are vCPUs: the first one calls what is due."""
+        if self._timers is not None and (vcpu := self._vcpu()) is not None:
+            vcpu.on_due = self._timers.run_due
+            self._timers.arm()
+
+    def _arm(self, due_ns: int) -> None:
+        if (vcpu := self._vcpu()) is not None:
+            vcpu.due_ns = due_ns
+
+    def _vcpu(self) -> _vmm.VCPU | None:
+        vcpus = self.machine._runner.vcpus
+        return vcpus[0] if vcpus and not vcpus[0].closed else None
+
         """The VM exists: everything that was described is connected to it."""
         self.vm = vm
         for slot in self.slots:
@@ -380,6 +410,9 @@ def forget(slot: Slot, closed: bool = False) -> None:
     if isinstance(device, Device) and not closed:
         device.machine = None
         device.base = None
+    if isinstance(device, Device) and device._timers is not None:
+        device._timers.drop(device)
+        device._timers = None
         for name in irq_names(device):
             irq: IrqLine = getattr(device, name)
             irq._machine = None

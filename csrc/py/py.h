@@ -221,6 +221,9 @@ struct vcpu {
     struct vm *vm;
     struct vcpu *next; /* of the VM's list */
     PyObject *trace;
+    PyObject *on_due;
+    uint64_t due_ns;      /* when on_due is called, 0: never */
+    uint64_t tick_ns;     /* the next tick comes then at the latest */
     unsigned long runner; /* thread ident inside run(), 0: none */
     unsigned generation;
     uint64_t asleep_ns; /* since when looks find it not awake, 0: awake */
@@ -261,6 +264,8 @@ int kick_signal(void);
 int tick_enter(struct vmm_vcpu *cpu, struct vmm_vcpu **previous);
 void tick_arm(uint64_t first_ns);
 void tick_leave(struct vmm_vcpu *cpu, struct vmm_vcpu *previous);
+/* From any thread: whoever runs `cpu` gets a tick now. */
+void tick_send(const struct vmm_vcpu *cpu);
 
 /* -- reaper.c: closing takes the kernel 15 ms, off the caller's thread ----- */
 

@@ -4,6 +4,9 @@
 
 #include "vcpu.h"
 
+/* What a guest gets between two calls that are due, however soon these are. */
+#define DUE_LEAST_NS 100000ULL
+
 /* "read of 4 bytes at 0xd0000004, rip 0x100123 (vCPU 0)" */
 static void
 note_access(struct vcpu *self, const struct vmm_exit *exit)
@@ -133,6 +136,16 @@ fail(struct vcpu *self, const struct vmm_exit *exit)
     return NULL;
 }
 
+/* Whether something could interrupt a halted vCPU of this machine. */
+static bool
+may_be_woken(const struct vm *vm)
+{
+    for (const struct vcpu *cpu = vm->vcpus; cpu; cpu = cpu->next)
+        if (cpu->due_ns)
+            return true;
+    return __atomic_load_n(&vm->vm.wakers, __ATOMIC_RELAXED);
+}
+
 /*
  * Looks at a vCPU that has not come out by itself. Returns the reason to end
  * the run, 0 when there is none, or -errno.
@@ -155,8 +168,7 @@ look(struct vcpu *self)
         self->asleep_ns = 0;
         return 0;
     }
-    if (mood == VMM_VCPU_IDLE &&
-        __atomic_load_n(&self->vm->vm.wakers, __ATOMIC_RELAXED)) {
+    if (mood == VMM_VCPU_IDLE && may_be_woken(self->vm)) {
         self->asleep_ns = 0;
         return 0;
     }
@@ -175,6 +187,52 @@ look(struct vcpu *self)
     return mood == VMM_VCPU_IDLE ? EXIT_IDLE : VMM_EXIT_HALT;
 }
 
+/* The next tick comes after `wait_ns`. For the thread that runs it. */
+static void
+arm(struct vcpu *self, uint64_t now, uint64_t wait_ns)
+{
+    self->tick_ns = now + wait_ns;
+    tick_arm(wait_ns);
+}
+
+/*
+ * A tick may only be brought forward: a guest that lets a device set due_ns
+ * again and again must not put off what ticks are for.
+ */
+void
+vcpu_due_changed(struct vcpu *self)
+{
+    uint64_t now;
+
+    if (!self->runner || !self->due_ns || self->due_ns >= self->tick_ns)
+        return;
+    if (self->runner != PyThread_get_thread_ident()) {
+        tick_send(&self->cpu); /* its thread arms anew */
+        return;
+    }
+    now = vmm_now_ns();
+    arm(self, now, self->due_ns > now ? self->due_ns - now : 0);
+}
+
+/* Calls on_due if it is time. 1 when it was called, 0, -1 with an exception. */
+static int
+call_due(struct vcpu *self)
+{
+    PyObject *call, *ret;
+
+    if (!self->due_ns || vmm_now_ns() < self->due_ns)
+        return 0;
+    self->due_ns = 0;
+    if (!self->on_due)
+        return 0;
+    self->tick_ns = 0;              /* what it sets is for the caller to arm */
+    call = Py_NewRef(self->on_due); /* it may be set to another */
+    ret = PyObject_CallNoArgs(call);
+    Py_DECREF(call);
+    Py_XDECREF(ret);
+    return ret ? 1 : -1;
+}
+
 /*
  * A kick, a tick or a signal. Returns the reason to end the run, 0 when there
  * is none, -1 with an exception.
@@ -182,20 +240,30 @@ look(struct vcpu *self)
 static int
 interrupted(struct vcpu *self, bool kicked, uint64_t deadline)
 {
-    int reason;
+    uint64_t now, wait_ns = TICK_NS;
+    int called, reason;
 
     if (PyErr_CheckSignals())
         return -1;
     if (kicked || self->closing)
         return EXIT_KICK;
+    called = call_due(self);
+    if (called < 0)
+        return -1;
+    if (self->closing)
+        return EXIT_KICK;
+    now = vmm_now_ns();
+    if (self->due_ns)
+        wait_ns = self->due_ns > now ? self->due_ns - now : 0;
+    wait_ns = vmm_min(wait_ns, TICK_NS);
+    if (called)
+        wait_ns = wait_ns > DUE_LEAST_NS ? wait_ns : DUE_LEAST_NS;
     if (deadline) {
-        uint64_t now = vmm_now_ns();
-
         if (now >= deadline)
             return EXIT_TIMEOUT;
-        if (deadline - now < TICK_NS)
-            tick_arm(deadline - now);
+        wait_ns = vmm_min(wait_ns, deadline - now);
     }
+    arm(self, now, wait_ns);
     reason = look(self);
     if (reason < 0) {
         raise_host(self->cpu.call, -reason);
@@ -308,7 +376,8 @@ vcpu_run(PyObject *op, PyObject *args, PyObject *kwargs)
     self->runner = PyThread_get_thread_ident();
     self->asleep_ns = self->looked_ns = 0;
     self->cpu.trace = self->trace != NULL;
-    tick_arm(first_ns);
+    arm(self, vmm_now_ns(), first_ns);
+    vcpu_due_changed(self);
     ret = run_loop(self, deadline);
     tick_leave(&self->cpu, previous);
     self->runner = 0;

@@ -12,7 +12,8 @@
  * signal every TICK_NS, the run loop takes the GIL and lets Python look. So no
  * signal is lost; one in 10 to 40 waits for the tick.
  *
- * The same tick serves time limits and the look at silent vCPUs.
+ * The same tick serves time limits, calls that are due at a given time
+ * (VCPU.due_ns), and the look at silent vCPUs.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -116,6 +117,15 @@ void
 tick_arm(uint64_t first_ns)
 {
     set_timer(first_ns ? first_ns : 1, TICK_NS);
+}
+
+void
+tick_send(const struct vmm_vcpu *cpu)
+{
+    pid_t tid = __atomic_load_n(&cpu->tid, __ATOMIC_SEQ_CST);
+
+    if (tid)
+        syscall(SYS_tgkill, getpid(), tid, kick_signal());
 }
 
 int

@@ -64,6 +64,7 @@ vcpu_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->vm);
     Py_VISIT(self->trace);
+    Py_VISIT(self->on_due);
     return 0;
 }
 
@@ -74,6 +75,7 @@ vcpu_clear(PyObject *op)
 
     vcpu_close(self);
     Py_CLEAR(self->trace);
+    Py_CLEAR(self->on_due);
     Py_CLEAR(self->vm);
     return 0;
 }
@@ -248,18 +250,61 @@ vcpu_get_trace(PyObject *op, void *closure)
     return Py_NewRef(self->trace ? self->trace : Py_None);
 }
 
+/* An attribute that is a callable, or None for none. 0, or -1. */
+static int
+set_callable(PyObject **attribute, PyObject *value, const char *name)
+{
+    if (value && value != Py_None && !PyCallable_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s is a callable or None", name);
+        return -1;
+    }
+    Py_XSETREF(*attribute, value && value != Py_None ? Py_NewRef(value) : NULL);
+    return 0;
+}
+
 static int
 vcpu_set_trace(PyObject *op, PyObject *value, void *closure)
+{
+    (void)closure;
+    return set_callable(&((struct vcpu *)op)->trace, value, "trace");
+}
+
+static PyObject *
+vcpu_get_on_due(PyObject *op, void *closure)
 {
     struct vcpu *self = (struct vcpu *)op;
 
     (void)closure;
-    if (value && value != Py_None && !PyCallable_Check(value)) {
-        PyErr_SetString(PyExc_TypeError, "trace is a callable or None");
+    return Py_NewRef(self->on_due ? self->on_due : Py_None);
+}
+
+static int
+vcpu_set_on_due(PyObject *op, PyObject *value, void *closure)
+{
+    (void)closure;
+    return set_callable(&((struct vcpu *)op)->on_due, value, "on_due");
+}
+
+static PyObject *
+vcpu_get_due_ns(PyObject *op, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(((struct vcpu *)op)->due_ns);
+}
+
+static int
+vcpu_set_due_ns(PyObject *op, PyObject *value, void *closure)
+{
+    struct vcpu *self = (struct vcpu *)op;
+
+    (void)closure;
+    if (!value) {
+        PyErr_SetString(PyExc_TypeError, "due_ns cannot be deleted");
         return -1;
     }
-    Py_XSETREF(self->trace,
-               value && value != Py_None ? Py_NewRef(value) : NULL);
+    if (as_uint(value, "due_ns", UINT64_MAX, &self->due_ns))
+        return -1;
+    vcpu_due_changed(self);
     return 0;
 }
 
@@ -275,6 +320,15 @@ static PyGetSetDef vcpu_getset[] = {
     {"trace", vcpu_get_trace, vcpu_set_trace,
      "Called with an Exit for each exit, those that C handled too; from the "
      "next run() on.",
+     NULL},
+    {"due_ns", vcpu_get_due_ns, vcpu_set_due_ns,
+     "When run() calls on_due, in nanoseconds of CLOCK_MONOTONIC; 0: never. "
+     "It is 0\nwhen that is called. From any thread; while it is set, a halted "
+     "guest that\ncould be interrupted has not ended.",
+     NULL},
+    {"on_due", vcpu_get_on_due, vcpu_set_on_due,
+     "Called without arguments on the thread inside run(), between two exits, "
+     "once\ndue_ns has come; or None. Its exceptions leave run().",
      NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

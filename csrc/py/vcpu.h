@@ -26,6 +26,9 @@ PyObject *vcpu_none_or_raise(struct vcpu *self, int err);
 PyObject *exit_new(struct vcpu *self, int reason, const struct vmm_exit *exit,
                    const uint64_t *rip);
 
+/* Somebody has set due_ns: the tick that serves it comes in time. */
+void vcpu_due_changed(struct vcpu *self);
+
 /* -- methods, with their docstrings ---------------------------------------- */
 
 extern const char vcpu_run_doc[];

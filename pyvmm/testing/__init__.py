@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For the tests of those who write devices: no KVM, no guest, no waiting.
+
+from pyvmm import testing
+
+def test_alarm():
+    with testing.bus(Alarm()) as bus:
+        bus.write_u32(0x0, 250)
+        bus.write_u32(0x4, 1)
+        bus.advance(250e-6)
+        assert bus.irqs == ["irq"]
+        assert bus.read_u32(0x8) == 1
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar, cast
+
+from ..device import Device, IrqLine, irq_names
+from ..timers import Timers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..machine import Machine
+
+D = TypeVar("D", bound=Device)
+
+__all__ = ["Bus", "bus"]
+
+SIZE_MAX = 8  # bytes of an access
+START_NS = 1  # 0 is no time: it means never
+
+
+def bus(device: D) -> Bus[D]:
+    """A Bus with this device alone on it; a context manager.
+
+    ValueError when the device is attached somewhere, TypeError when it is
+    none.
+    """
+    return Bus(device)
+
+
+class Lines:
+    """What a line asks of its machine: _realise().irq_line()."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.up: set[str] = set()
+        self.rises: list[str] = []
+
+    def _realise(self) -> Lines:
+        return self
+
+    def irq_line(self, line: int, level: bool) -> None:
+        name = self.names[line]
+        if not level:
+            self.up.discard(name)
+        elif name not in self.up:
+            self.up.add(name)
+            self.rises.append(name)
+
+
+class Bus(Generic[D]):
+    """What a guest does to a device, without a guest.
+
+    Offsets are from the device's base. What read() returns is checked as in a
+    machine. `irqs`: the names of its lines, once for each time that one went
+    up. `device.machine` is None; timers follow `now`, which only advance()
+    moves.
+
+    Threads: one.
+    """
+
+    def __init__(self, device: D) -> None:
+        if not isinstance(device, Device):
+            raise TypeError(f"{device!r} is no pyvmm.Device")
+        if device.base is not None or device._timers is not None:
+            raise ValueError(f"{device!r} is attached already")
+        self.device = device
+        self._lines = Lines(irq_names(device))
+        self.irqs = self._lines.rises
+        self._now_ns = START_NS
+        self._timers = Timers(lambda: self._now_ns, lambda due_ns: None)
+        for number, name in enumerate(self._lines.names):
+            line: IrqLine = getattr(device, name)
+            line._machine = cast("Machine", self._lines)
+            line.line = number
+        device._timers = self._timers
+        device.base = 0
+        device.name = device.name or type(device).__name__.lower()
+        device.attached()
+
+    def level(self, name: str = "irq") -> bool:
+        """Whether that line of the device is up."""
+        if name not in self._lines.names:
+            raise ValueError(f"{self.device!r} has no line {name!r}")
+        return name in self._lines.up
+
+    # -- accesses ------------------------------------------------------------
+
+    def _check(self, offset: int, size: int) -> None:
+        if not 1 <= size <= SIZE_MAX:
+            raise ValueError(f"size {size} is outside 1..{SIZE_MAX}")
+        if not 0 <= offset <= self.device.size - size:
+            raise ValueError(
+                f"{size} bytes at {offset:#x} are outside the device's "
+                f"{self.device.size:#x}"
+            )
+
+    def read(self, offset: int, size: int) -> int:
+        """What a guest's read of 1 to 8 bytes would get."""
+        self._check(offset, size)
+        value: object = self.device.read(offset, size)
+        limit = (1 << 8 * size) - 1
+        if not isinstance(value, int) or not 0 <= value <= limit:
+            kind = ValueError if isinstance(value, int) else TypeError
+            raise kind(
+                f"{type(self.device).__name__}.read({offset:#x}, {size}) "
+                f"returned {value!r}; an int from 0 to {limit:#x} was due"
+            )
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Do what a guest's write of 1 to 8 bytes would."""
+        self._check(offset, size)
+        if not 0 <= value < 1 << 8 * size:
+            raise ValueError(f"value {value:#x} has not {size} bytes")
+        self.device.write(offset, size, value)
+
+    def read_u8(self, offset: int) -> int:
+        """A read of one byte."""
+        return self.read(offset, 1)
+
+    def read_u16(self, offset: int) -> int:
+        """A read of 2 bytes."""
+        return self.read(offset, 2)
+
+    def read_u32(self, offset: int) -> int:
+        """A read of 4 bytes."""
+        return self.read(offset, 4)
+
+    def read_u64(self, offset: int) -> int:
+        """A read of 8 bytes."""
+        return self.read(offset, 8)
+
+    def write_u8(self, offset: int, value: int) -> None:
+        """A write of one byte."""
+        self.write(offset, 1, value)
+
+    def write_u16(self, offset: int, value: int) -> None:
+        """A write of 2 bytes."""
+        self.write(offset, 2, value)
+
+    def write_u32(self, offset: int, value: int) -> None:
+        """A write of 4 bytes."""
+        self.write(offset, 4, value)
+
+    def write_u64(self, offset: int, value: int) -> None:
+        """A write of 8 bytes."""
+        self.write(offset, 8, value)
+
+    # -- time ----------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """Seconds that have passed for the device."""
+        return (self._now_ns - START_NS) / 1e9
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and each timer be called at its time in it."""
+        end_ns = self._now_ns + round(seconds * 1e9)
+        while (due_ns := self._timers.next_ns()) and due_ns <= end_ns:
+            self._now_ns = max(self._now_ns, due_ns)
+            self._timers.run_due()
+        self._now_ns = max(self._now_ns, end_ns)
+
+    # -- closing -------------------------------------------------------------
+
+    def close(self) -> None:
+        """The device is free again; its timers are cancelled."""
+        if self.device._timers is not self._timers:
+            return
+        self._timers.drop(self.device)
+        self.device._timers = None
+        self.device.base = None
+        for name in self._lines.names:
+            line: IrqLine = getattr(self.device, name)
+            line._machine = None
+            line.line = None
+
+    def __enter__(self) -> Bus[D]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Bus at {self.now:g} s, {self.device!r}>"
