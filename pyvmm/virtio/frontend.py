@@ -339,7 +339,7 @@ class Requests:
     def collect(self) -> list[Request]:
         """What the device completed since the last look, in its order."""
         found = []
-        while (used := self.ring.take()) is not None:
+        while (used := self._take()) is not None:
             request = self._by_head.pop(used[0], None)
             if request is None:
                 raise RuntimeError(
@@ -351,6 +351,14 @@ class Requests:
             self.drv._ended()
             found.append(request)
         return found
+
+    def _take(self) -> tuple[int, int] | None:
+        used = self.ring.take()
+        if used is None and self.drv.features & rings.EVENT_IDX:
+            # It interrupts at the next one; some may be there already (2.7.7).
+            self.ring.set_used_event(self.ring.taken)
+            used = self.ring.take()
+        return used
 
     def wait_all(self, timeout: float | None = None) -> None:
         """Wait until nothing is in flight here."""

@@ -1,0 +1,904 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio.Device, Queue and virtio.driver: no KVM, no guest."""
+# ruff: noqa: RUF012 - queues are written as users write them
+
+import ctypes
+import gc
+import hashlib
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyvmm import Rng, _vmm, virtio
+from pyvmm.virtio import Chain, Queue, rings
+
+
+class Hasher(virtio.Device):
+    device_id = 63
+    queues = {"requests": 256}
+    config = virtio.Struct(block="<I")
+
+    def on_requests(self, queue: Queue) -> None:
+        for chain in queue:
+            data = chain.read()
+            chain.write(hashlib.sha256(data).digest())
+
+
+class Scripted(virtio.Device):
+    """Its handler is what the test gives; counts its calls."""
+
+    device_id = 63
+    queues = {"requests": 64}
+
+    def __init__(
+        self, body: Callable[[Queue], object], notify: str = "inline"
+    ) -> None:
+        self.body = body
+        self.calls = 0
+        self.notify = notify
+
+    def on_requests(self, queue: Queue) -> None:
+        self.calls += 1
+        self.body(queue)
+
+
+def drive(body: Callable[[Queue], object], **options) -> virtio.Driver:
+    return virtio.driver(Scripted(body), **options)
+
+
+def indices(drv: virtio.Driver) -> tuple[int, int]:
+    """The used index, and how many chains are in flight at the driver."""
+    ring = drv.requests.ring
+    return drv.memory.read_u16(ring.used + 2), drv.requests.in_flight
+
+
+# -- as the documents say ------------------------------------------------------
+
+
+def test_hasher() -> None:
+    with virtio.driver(Hasher()) as drv:
+        assert drv.requests(b"abc", reply=32) == hashlib.sha256(b"abc").digest()
+        assert drv.requests(b"abc", reply=8) == b"" and drv.device.faults == 1
+        assert drv.requests(b"a", b"", b"bc", reply=[1, 31]) == (
+            hashlib.sha256(b"abc").digest()
+        )
+
+
+@pytest.mark.parametrize("features", [0, rings.EVENT_IDX, None])
+def test_many_in_flight_complete_with_one_interrupt(
+    features: int | None,
+) -> None:
+    with virtio.driver(Hasher(), features=features) as drv:
+        drv.requests(b"", b"x", reply=32)
+        for count in (1, 2, 31, 32, 33, 64, 100):
+            before = drv.interrupts
+            sent = [
+                drv.requests.send(b"%d" % i, reply=32, notify=False)
+                for i in range(count)
+            ]
+            assert drv.requests.in_flight == count
+            drv.requests.notify()
+            drv.requests.wait_all()
+            for i, request in enumerate(sent):
+                assert request.reply == hashlib.sha256(b"%d" % i).digest()
+            batches = drv.interrupts - before
+            assert 1 <= batches <= 6  # batches grow to 32 chains
+
+
+def test_batches_of_32_raise_one_interrupt_each() -> None:
+    with virtio.driver(Hasher(), features=0) as drv:
+        for _ in range(3):
+            before = drv.interrupts
+            for i in range(64):
+                drv.requests.send(b"x", reply=32, notify=i == 63)
+            drv.requests.wait_all()
+        assert drv.interrupts - before == 2
+
+
+# -- reading and writing -------------------------------------------------------
+
+
+def cut(data: bytes, marks: list[int]) -> list[bytes]:
+    ends = sorted({min(mark, len(data)) for mark in marks} | {len(data)})
+    starts = [0, *ends[:-1]]
+    return [data[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.binary(max_size=300),
+    marks=st.lists(st.integers(0, 300), max_size=6),
+    rooms=st.lists(st.integers(0, 90), min_size=1, max_size=5),
+    steps=st.lists(st.integers(1, 60), max_size=12),
+)
+def test_positions(
+    data: bytes, marks: list[int], rooms: list[int], steps: list[int]
+) -> None:
+    """However a request is cut, it reads and writes like one string."""
+    answer = bytes(range(256)) * 2
+    seen: list[bytes] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            pieces = [chain.read(step) for step in steps]
+            seen.append(b"".join(pieces) + chain.read())
+            assert chain.read() == b"" and chain.read(offset=0) == data
+            assert b"".join(map(bytes, chain.readable)) == data
+            left = chain.writable_size
+            for step in steps:
+                step = min(step, left)
+                at = chain.writable_size - left
+                chain.write(answer[at : at + step])
+                left -= step
+            assert chain.written == chain.writable_size - left
+
+    with drive(body) as drv:
+        parts = cut(data, marks)
+        got = drv.requests(*parts, reply=rooms)
+        assert seen == [data]
+        assert got == answer[: min(sum(steps), sum(rooms))]
+
+
+def test_take_wants_all() -> None:
+    got: list[object] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            got.append(struct.unpack("<HH", chain.take(4)))
+            chain.write(b"ok")
+
+    with drive(body) as drv:
+        assert drv.requests(b"\1\0\2\0", reply=2) == b"ok"
+        assert drv.requests(b"\1\0\2", reply=2) == b""
+        assert got == [(1, 2)] and drv.device.faults == 1
+
+
+def test_views_are_guest_memory() -> None:
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            (source,), (target,) = chain.readable, chain.writable
+            assert source.readonly and not target.readonly
+            target[: len(source)] = source
+            chain.written = len(source)
+
+    with drive(body) as drv:
+        assert drv.requests(b"zero copies", reply=64) == b"zero copies"
+
+
+def test_written() -> None:
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            with pytest.raises(ValueError, match=r"written 9 .* 0\.\.0x8"):
+                chain.written = 9
+            with pytest.raises(AttributeError):
+                del chain.written
+            chain.write(b"zz", offset=4)
+            assert chain.written == 6
+            chain.write(b"abcd")
+            assert chain.written == 6
+            chain.written = 5
+
+    with drive(body) as drv:
+        assert drv.requests(reply=8) == b"abcdz"
+
+
+# -- ends of the loop ----------------------------------------------------------
+
+
+def test_break_returns_what_was_not_reached() -> None:
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.write(chain.read())
+            break
+
+    with drive(body) as drv:
+        sent = [
+            drv.requests.send(bytes([65 + i]), reply=1, notify=False)
+            for i in range(9)
+        ]
+        for i in range(9):
+            drv.device.process()
+            assert drv.requests.in_flight == 8 - i
+            assert sent[i].reply == bytes([65 + i])
+        assert drv.interrupts and drv.device.calls == 9
+
+
+def test_return_does_too() -> None:
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.write(b"x")
+            return
+
+    with drive(body) as drv:
+        assert drv.requests(b"a", reply=1) == b"x"
+        drv.requests.send(b"a", reply=1, notify=False)
+        drv.device.process()
+        assert indices(drv) == (2, 0)
+
+
+def test_exception_completes_nothing() -> None:
+    """The chain goes back, first in line; the ones before it are completed."""
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            data = chain.read()
+            chain.write(data)
+            if data == b"C" and fails.pop():
+                raise KeyError("mine")
+
+    fails = [False, True]
+    with drive(body) as drv:
+        for name in b"ABCDE":
+            drv.requests.send(bytes([name]), reply=1, notify=False)
+        with pytest.raises(KeyError, match="mine") as caught:
+            drv.requests.notify()
+        assert caught.value.__notes__ == [
+            "chain 4 of Scripted.requests went back to its queue",
+            "in the handler of Scripted.requests",
+        ]
+        assert indices(drv) == (2, 3)
+        drv.device.process()
+        assert indices(drv) == (5, 0)
+        assert drv.device.faults == 0
+
+
+def test_exception_caught_inside_the_handler() -> None:
+    seen: list[bytes] = []
+
+    def body(queue: Queue) -> None:
+        try:
+            for chain in queue:
+                seen.append(chain.read())
+                raise RuntimeError
+        except RuntimeError:
+            pass
+
+    with drive(body) as drv:
+        drv.requests.send(b"a", reply=1)
+        assert indices(drv) == (0, 1)
+        drv.device.process()
+        assert seen == [b"a", b"a"] and indices(drv) == (0, 1)
+
+
+def test_exception_caught_inside_the_loop() -> None:
+    """The end of the body is the end of the body."""
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            try:
+                chain.write(b"too long for it")
+            except virtio.ShortChain:
+                chain.write(b"!")
+
+    with drive(body) as drv:
+        assert drv.requests(reply=4) == b"!"
+        assert drv.device.faults == 0
+
+
+def test_an_iterator_kept_over_an_exception() -> None:
+    kept: list[object] = []
+
+    def body(queue: Queue) -> None:
+        if not kept:
+            kept.append(iter(queue))
+            next(kept[0])  # type: ignore[call-overload]
+            raise KeyError
+        for chain in queue:
+            chain.write(b"2")
+
+    with drive(body) as drv:
+        drv.requests.send(b"a", reply=1, notify=False)
+        drv.requests.send(b"b", reply=1, notify=False)
+        with pytest.raises(KeyError):
+            drv.requests.notify()
+        kept[:] = [None]
+        assert indices(drv) == (0, 2)
+        drv.device.process()
+        assert indices(drv) == (2, 0)
+
+
+def test_nested_loops_share_the_queue() -> None:
+    order: list[bytes] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            order.append(chain.read())
+            for other in queue:
+                order.append(other.read())
+                break
+
+    with drive(body) as drv:
+        for name in b"ABCDE":
+            drv.requests.send(bytes([name]), reply=1, notify=False)
+        drv.requests.notify()
+        assert b"".join(order) == b"ABCDE"
+        assert indices(drv) == (5, 0)
+
+
+def test_exception_behind_a_chain_that_was_completed() -> None:
+    """What cannot go back, as one popped later is gone, is not lost."""
+    fails = [True]
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            if fails:
+                for other in queue:
+                    other.complete()
+                fails.clear()
+                raise KeyError
+            chain.write(chain.read())
+
+    with drive(body) as drv:
+        first = drv.requests.send(b"a", reply=1, notify=False)
+        drv.requests.send(b"b", reply=1, notify=False)
+        with pytest.raises(KeyError):
+            drv.requests.notify()
+        assert indices(drv) == (1, 1)
+        drv.device.process()
+        assert indices(drv) == (2, 0) and first.reply == b"a"
+
+
+# -- the guest's fault ---------------------------------------------------------
+
+
+def test_short_chains_do_not_stop_the_others() -> None:
+    with virtio.driver(Hasher()) as drv:
+        sent = [
+            drv.requests.send(b"abc", reply=(8, 32)[i % 3 != 1], notify=False)
+            for i in range(40)
+        ]
+        drv.requests.notify()
+        for i, request in enumerate(sent):
+            assert request.wait() == (
+                b"" if i % 3 == 1 else hashlib.sha256(b"abc").digest()
+            )
+        assert drv.device.faults == 13
+
+
+def test_nothing_of_a_short_chain_is_reported() -> None:
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.write(b"1234")
+            chain.write(b"56789")
+
+    with drive(body) as drv:
+        assert drv.requests(reply=8) == b""
+        assert drv.requests(reply=9) == b"123456789"
+
+
+def test_a_short_chain_of_ones_own_making() -> None:
+    """ShortChain is forgiven to the chain that raised it only."""
+
+    def body(queue: Queue) -> None:
+        for _ in queue:
+            raise virtio.ShortChain("mine")
+
+    with drive(body) as drv:
+        with pytest.raises(virtio.ShortChain, match="mine"):
+            drv.requests.send(reply=8)
+        assert indices(drv) == (0, 1)
+
+
+def test_broken_rings_count() -> None:
+    with virtio.driver(Hasher()) as drv:
+        drv.raw.ring[0].set_offered(1000)
+        drv.raw.notify()
+        assert drv.broken and drv.device.faults == 1
+        with pytest.raises(RuntimeError, match="broken"):
+            drv.requests(b"x", reply=1)
+        drv.start()
+        assert len(drv.requests(b"x", reply=32)) == 32
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    descs=st.lists(
+        st.tuples(
+            st.one_of(
+                st.integers(0, 1 << 20),
+                st.sampled_from([0x1000, 0xFFFFF0, 1 << 63, 2**64 - 1]),
+            ),
+            st.one_of(
+                st.integers(0, 4096), st.sampled_from([2**31, 2**32 - 1])
+            ),
+            st.integers(0, 7),
+            st.integers(0, 20),
+        ),
+        min_size=1,
+        max_size=16,
+    ),
+    heads=st.lists(st.integers(0, 40), min_size=1, max_size=20),
+)
+def test_hostile_rings(
+    descs: list[tuple[int, int, int, int]], heads: list[int]
+) -> None:
+    """Whatever is in the rings: nothing is raised, a reset heals."""
+
+    class Careful(virtio.Device):
+        device_id = 63
+        queues = {"requests": 16}
+
+        def on_requests(self, queue: Queue) -> None:
+            for chain in queue:
+                head = chain.take(4)
+                chain.write(head + chain.read(64))
+
+    with virtio.driver(Careful(), memory=1 << 20) as drv:
+        ring = drv.raw.ring[0]
+        for i, desc in enumerate(descs):
+            ring.set_desc(i, *desc)
+        for head in heads:
+            ring.offer(head)
+        drv.raw.notify()
+        used = drv.memory.read_u16(ring.used + 2)
+        assert used <= len(heads)
+        assert drv.broken or used == len(heads)
+        drv.start()
+        assert drv.requests(b"head", b"rest", reply=8) == b"headrest"
+
+
+# -- deferring -----------------------------------------------------------------
+
+
+def test_defer_and_complete() -> None:
+    kept: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.defer()
+            kept.append(chain)
+
+    with drive(body) as drv:
+        sent = [drv.requests.send(b"x", reply=4) for _ in range(3)]
+        assert indices(drv) == (0, 3) and drv.interrupts == 0
+        kept[1].write(b"abcd")
+        assert kept[1].complete(2)
+        assert drv.interrupts == 1 and sent[1].wait() == b"ab"
+        with pytest.raises(ValueError, match="was pushed"):
+            kept[1].complete()
+        with pytest.raises(ValueError, match="was pushed"):
+            kept[1].read()
+        with pytest.raises(ValueError, match="written 5 is outside"):
+            kept[0].complete(5)
+        threads = [
+            threading.Thread(target=kept[i].complete, args=(i,)) for i in (0, 2)
+        ]
+        for thread in threads:
+            thread.start()
+        assert len(sent[2].wait()) == 2 and sent[0].wait() == b""
+        for thread in threads:
+            thread.join()
+
+
+def test_complete_in_the_loop() -> None:
+    late: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.write(b"now")
+            assert chain.complete()
+            late.append(chain)
+            with pytest.raises(ValueError, match="its turn"):
+                chain.defer()
+
+    with drive(body) as drv:
+        assert drv.requests(reply=4) == b"now"
+        assert indices(drv) == (1, 0)
+
+
+def test_defer_comes_too_late() -> None:
+    def body(queue: Queue) -> None:
+        before = None
+        for chain in queue:
+            if before is not None:
+                with pytest.raises(ValueError, match="its turn"):
+                    before.defer()
+            before = chain
+
+    with drive(body) as drv:
+        for _ in range(5):
+            drv.requests.send(b"x", notify=False)
+        drv.requests.notify()
+        assert indices(drv) == (5, 0)
+
+
+def test_reset_takes_back_what_was_deferred() -> None:
+    kept: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.defer()
+            kept.append(chain)
+
+    with drive(body) as drv:
+        drv.requests.send(b"x", reply=4)
+        drv.reset()
+        with pytest.raises(virtio.StaleChain, match="by a reset"):
+            kept[0].write(b"x")
+        assert not kept[0].alive and not kept[0].complete()
+        drv.start()
+        drv.requests.send(b"y", reply=4)
+        assert kept[1].read() == b"y" and kept[1].complete()
+
+
+def test_reset_inside_the_loop() -> None:
+    """As another vCPU may do it: the handler is called again, no more."""
+    drivers: list[virtio.Driver] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            if len(drivers) == 1:
+                drivers.append(drivers[0])
+                drivers[0].reset()
+            chain.write(b"x")
+
+    with drive(body) as drv:
+        drivers.append(drv)
+        drv.requests.send(b"a", reply=1, notify=False)
+        drv.requests.send(b"a", reply=1)
+        assert drv.device.calls == 2
+        drv.start()
+        assert drv.requests(reply=1) == b"x" and drv.device.faults == 0
+
+
+def test_notified_while_it_works() -> None:
+    """A second vCPU's notification makes the first handler go on."""
+    once: list[bool] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.write(b"x")
+        if not once:
+            once.append(True)
+            thread = threading.Thread(
+                target=lambda: drv.requests.send(b"b", reply=1)
+            )
+            thread.start()
+            thread.join()
+
+    with drive(body) as drv:
+        drv.requests.send(b"a", reply=1)
+        assert drv.device.calls == 2 and indices(drv) == (2, 0)
+
+
+# -- on a thread ---------------------------------------------------------------
+
+
+def test_thread() -> None:
+    threads: set[int] = set()
+
+    def body(queue: Queue) -> None:
+        threads.add(threading.get_ident())
+        for chain in queue:
+            chain.write(chain.read())
+
+    with virtio.driver(Scripted(body, "thread")) as drv:
+        assert drv.requests(b"abc", reply=3) == b"abc"
+        assert drv.requests(b"abcd", reply=3) == b""
+        sent = [drv.requests.send(b"%d" % i, reply=3) for i in range(30)]
+        assert [r.wait() for r in sent] == [b"%d" % i for i in range(30)]
+        assert drv.device.faults == 1
+    assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_exception_of_the_thread() -> None:
+    def body(queue: Queue) -> None:
+        for _ in queue:
+            raise KeyError("mine")
+
+    with (
+        pytest.raises(KeyError, match="mine"),
+        virtio.driver(Scripted(body, "thread")) as drv,
+    ):
+        drv.requests(b"abc", reply=3)
+
+
+def test_a_worker_that_is_fed_for_ever_can_be_stopped() -> None:
+    """A hostile guest offers a chain for each that it gets back."""
+
+    def body(queue: Queue) -> None:
+        for _ in queue:
+            drv.raw.ring[0].offer(0)
+
+    with virtio.driver(Scripted(body, "thread")) as drv:
+        drv.requests.send(b"x")
+        while drv.native.notifications < 4:
+            pass
+    assert drv.device.calls > 1
+
+
+def test_no_answer() -> None:
+    with (
+        drive(lambda queue: None) as drv,
+        pytest.raises(TimeoutError, match="head 0 has no answer"),
+    ):
+        drv.requests(b"x", timeout=0)
+
+
+# -- several queues, callbacks, configuration ----------------------------------
+
+
+class Events(virtio.Device):
+    device_id = 63
+    features = 1 << 3
+    queues = {"receive": 8, "send": 16}
+    config = virtio.Struct(mac="<6s", _gap="2x", size="<I", pair="<2H")
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+        self.config.mac = b"pyvmm!"
+
+    def on_receive(self, queue: Queue) -> None:
+        """Left there until something comes."""
+
+    def on_send(self, queue: Queue) -> None:
+        for chain in queue:
+            data = chain.read()
+            for room in self.queue["receive"]:
+                room.write(data)
+                break
+
+    def reset(self) -> None:
+        self.seen.append("reset")
+
+    def negotiated(self, features: int) -> None:
+        self.seen.append(features & (1 << 3 | 1 << 5))
+
+    def started(self) -> None:
+        self.seen.append("started")
+
+    def configured(self, offset: int, data: bytes) -> None:
+        self.seen.append((offset, data))
+
+
+def test_two_queues() -> None:
+    with virtio.driver(Events()) as drv:
+        frames = [drv.receive.send(reply=64) for _ in range(2)]
+        drv.send(b"one")
+        drv.send(b"two")
+        assert [frame.wait() for frame in frames] == [b"one", b"two"]
+        assert drv.receive.ring.size == 8 and drv.send.ring.size == 16
+        with pytest.raises(AttributeError, match="no queue 'other'"):
+            drv.other(b"x")
+
+
+def test_callbacks() -> None:
+    with virtio.driver(Events()) as drv:
+        device = drv.device
+        assert device.seen == ["reset", 1 << 3, "started"]
+        drv.write_config(8, b"\1\0\0\0")
+        assert device.seen[3:] == [(8, b"\1\0\0\0")]
+        assert device.config.size == 0
+        drv.reset()
+        assert device.seen[4:] == ["reset"]
+
+
+def test_config() -> None:
+    with virtio.driver(Events()) as drv:
+        config = drv.device.config
+        assert drv.config == {"mac": b"pyvmm!", "size": 0, "pair": (0, 0)}
+        before, interrupts = drv.generation, drv.interrupts
+        config.size = 7
+        config.pair = 1, 2
+        assert drv.config == {"mac": b"pyvmm!", "size": 7, "pair": (1, 2)}
+        assert drv.generation == before + 2
+        assert drv.interrupts == interrupts + 2
+        assert repr(config) == "<Config mac=b'pyvmm!' size=7 pair=(1, 2)>"
+        drv.reset()
+        config.size = 8
+        assert drv.interrupts == interrupts + 2
+        for name, value in (("size", -1), ("size", "x"), ("pair", 5)):
+            with pytest.raises(ValueError, match=name):
+                setattr(config, name, value)
+        with pytest.raises(AttributeError, match="'sise'"):
+            config.sise = 1
+    config.size = 9  # of a closed device: bytes only
+    assert config.size == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"a": ">I"}, "little-endian"),
+        ({"a": "<?!"}, "bad char"),
+        ({"a": "<257x"}, "257 bytes"),
+    ],
+)
+def test_struct_refuses(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        virtio.Struct(**fields)
+
+
+def test_devices_do_not_share() -> None:
+    one, two = Hasher(), Hasher()
+    one.config.block = 5
+    assert (one.config.block, two.config.block) == (5, 0)
+    assert repr(Hasher.config) == "<Struct block: 4 bytes>"
+
+
+# -- what is refused -----------------------------------------------------------
+
+
+class Unnamed(virtio.Device):
+    queues = {"a": 8}
+
+    def on_a(self, queue: Queue) -> None: ...
+
+
+class Unhandled(virtio.Device):
+    device_id = 63
+    queues = {"a": 8}
+
+
+class Odd(Unnamed):
+    device_id = 63
+    queues = {"a": 7}
+
+
+class Elsewhere(Unnamed):
+    device_id = 63
+    notify = "later"
+
+
+@pytest.mark.parametrize(
+    ("cls", "error", "message"),
+    [
+        (Unnamed, TypeError, "needs `device_id`"),
+        (Unhandled, TypeError, r"needs on_a\(queue\)"),
+        (Odd, ValueError, "no power of two"),
+        (Elsewhere, ValueError, "neither 'inline' nor 'thread'"),
+    ],
+)
+def test_refused(cls: type, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        virtio.driver(cls())
+
+
+def test_not_attached() -> None:
+    device = Hasher()
+    assert repr(device) == "<Hasher inline, not attached>"
+    assert device.faults == 0
+    for call in (
+        lambda: device.dma_read(0, 1),
+        lambda: device.dma_write(0, b""),
+        lambda: device.dma_view(0, 1),
+        device.process,
+    ):
+        with pytest.raises(ValueError, match="attach it"):
+            call()
+
+
+def test_queue_arguments() -> None:
+    memory = _vmm.Memory()
+    memory.add(0, 4096)
+    native = _vmm.VirtioMMIO(memory, 63, queues=[8])
+    with pytest.raises(ValueError, match="has 1 queues"):
+        Queue(native, 1, "x")
+    with pytest.raises(TypeError):
+        Queue(memory, 0, "x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not callable"):
+        Queue(native, 0, "x", 5)  # type: ignore[arg-type]
+    queue = Queue(native, 0, "x")
+    assert repr(queue) == "<Queue x, number 0>"
+    assert (queue.index, queue.name, queue.faults) == (0, "x", 0)
+    assert list(queue) == [] and queue.work() is None
+    native.close()
+    with pytest.raises(ValueError, match="closed"):
+        list(queue)
+    with pytest.raises(ValueError, match="closed"):
+        Queue(native, 0, "x")
+
+
+def test_chains_of_a_virtqueue_are_pushed() -> None:
+    memory = _vmm.Memory()
+    memory.add(0, 1 << 16)
+    ring = rings.Ring(memory, 0x1000, 8)
+    queue = _vmm.VirtQueue(memory, 8)
+    queue.desc, queue.avail, queue.used = ring.desc, ring.avail, ring.used
+    assert queue.start()
+    ring.set_desc(0, 0x8000, 16)
+    ring.offer(0)
+    chain = queue.pop()
+    assert chain is not None
+    with pytest.raises(ValueError, match="push"):
+        chain.complete()
+    with pytest.raises(TypeError):
+        chain.complete(1, 2)  # type: ignore[call-arg]
+
+
+def test_requests_refuse() -> None:
+    with virtio.driver(Hasher(), memory=1 << 16, queue_size=4) as drv:
+        with pytest.raises(ValueError, match="needs a buffer"):
+            drv.requests()
+        with pytest.raises(ValueError, match="5 descriptors"):
+            drv.requests(*[b"x"] * 4, reply=1)
+        with pytest.raises(ValueError, match=r"driver\(memory=\)"):
+            drv.requests(bytes(1 << 16))
+        assert len(drv.requests(b"x", reply=32)) == 32
+
+
+# -- guest memory --------------------------------------------------------------
+
+
+class Point(ctypes.LittleEndianStructure):
+    _fields_ = (("x", ctypes.c_uint32), ("y", ctypes.c_uint32))
+
+
+def test_dma() -> None:
+    with virtio.driver(Hasher(), memory=1 << 16) as drv:
+        device = drv.device
+        device.dma_write(0x8000, struct.pack("<II", 3, 4))
+        assert device.dma_read(0x8004, 4) == b"\4\0\0\0"
+        point = Point.from_buffer(device.dma_view(0x8000, 8))
+        point.x = 9
+        assert device.dma_read(0x8000, 4) == b"\11\0\0\0"
+        assert device.dma_view(0x8000, 8, readonly=True).readonly
+        for call in (
+            lambda: device.dma_read(0xFFFF, 2),
+            lambda: device.dma_write(0x10000, b"x"),
+            lambda: device.dma_view(2**63, 2),
+        ):
+            with pytest.raises(ValueError, match="outside RAM"):
+                call()
+
+
+def test_dma_cast() -> None:
+    with virtio.driver(Hasher(), memory=1 << 16) as drv:
+        words = drv.device.dma_view(0x8000, 16).cast("I")
+        drv.device.dma_write(0x8004, b"\7\0\0\0")
+        assert words[1] == 7
+
+
+# -- life ----------------------------------------------------------------------
+
+
+def test_collected() -> None:
+    """Device, queue, chains and native part are a cycle; all of it goes."""
+    kept: list[Chain] = []
+
+    def body(queue: Queue) -> Iterator[None] | None:
+        for chain in queue:
+            chain.defer()
+            kept.append(chain)
+        return None
+
+    drv = drive(body)
+    for _ in range(3):
+        drv.requests.send(b"x", reply=1)
+    drv.device.kept = kept.copy()  # type: ignore[attr-defined]
+    device = weakref.ref(drv.device)
+    kept.clear()
+    drv.close()
+    del drv, body
+    gc.collect()
+    assert device() is None
+
+
+def test_chains_outlive_everything() -> None:
+    kept: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            kept.append(chain)
+            chain.defer()
+
+    with drive(body) as drv:
+        drv.requests.send(b"x", reply=1)
+        view = kept[0].writable[0]
+    del drv
+    gc.collect()
+    view[0] = 1
+    assert kept[0].complete() is False
+
+
+def test_rng_has_the_same_driver() -> None:
+    class Described(Rng):
+        queues = {"requests": 256}
+
+    with virtio.driver(Described(source=lambda n: bytes(n))) as drv:
+        assert drv.requests(reply=[5, 6]) == bytes(11)
