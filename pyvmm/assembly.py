@@ -75,8 +75,7 @@ def boot(machine: Machine, running: bool = False) -> None:
     protocol = machine._boot_protocol
     if protocol is None:
         if machine._image is None and not running:
-            machine._booted = True  # in the processor's reset state
-            return
+            return  # just a look at the processor's reset state
         from .boot.start_info import StartInfo
 
         protocol = StartInfo()

@@ -82,8 +82,9 @@ def make_parser() -> ArgumentParser:
         "--device",
         action="append",
         default=[],
-        metavar="FILE.py[:Class]",
-        help="attach the pyvmm.Device in a file; may be repeated",
+        metavar="FILE.py[:Class][@PLACE]",
+        help="attach the pyvmm.Device in a file, at an address (@0xd0000000), "
+        "at ports (@port:0x80) or where there is room; may be repeated",
     )
     run.add_argument(
         "--timeout", type=seconds, metavar="S", help="give up after S seconds"
@@ -174,13 +175,30 @@ def make_machine(options: Namespace) -> Machine:
 
             machine.attach(Rng())
         for name in options.device:
-            machine.attach(make_device(name))
+            name, _, place = name.partition("@")
+            mmio, port = parse_place(place)
+            machine.attach(make_device(name), mmio=mmio, port=port)
         if options.trace:
             machine.trace = print_exit
     except BaseException:
         machine.close()
         raise
     return machine
+
+
+def parse_place(place: str) -> tuple[int | None, int | None]:
+    """Address and port of a `0xADDRESS` or `port:0xPORT`."""
+    kind, _, text = place.rpartition(":")
+    if not place:
+        return None, None
+    try:
+        if not kind:
+            return int(text, 0), None
+        if kind == "port":
+            return None, int(text, 0)
+    except ValueError:
+        pass
+    raise ValueError(f"{place!r} is not a place like 0xd0000000 or port:0x80")
 
 
 def make_device(name: str) -> object:

@@ -134,7 +134,7 @@ class Console:
             with self._lock:
                 self._deliver(whole_lines=False)
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         """A run begins: what Python has buffered for the file goes first."""
         if self._flush is not None:
             self._flush()
@@ -198,12 +198,12 @@ class Console:
         return match
 
     @property
-    def matched(self) -> bool:
+    def _matched(self) -> bool:
         """Whether the expect() that is waiting has what it waits for."""
         return self._found is not None
 
     @property
-    def expected(self) -> str:
+    def _expected(self) -> str:
         """The pattern that expect() waits for."""
         return repr(self._pattern.pattern) if self._pattern else "nothing"
 

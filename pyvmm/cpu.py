@@ -35,16 +35,16 @@ class _Register:
     def __get__(self, cpu: Cpu | None, owner: type | None = None) -> int:
         if cpu is None:
             return self  # type: ignore[return-value]
-        value = cpu.get_regs()[self.index]
+        value = cpu._get_regs()[self.index]
         return value >> self.shift & ((1 << self.bits) - 1)
 
     def __set__(self, cpu: Cpu, value: int) -> None:
         value = as_bits(self.name, value, self.bits)
         if self.bits < 32:
             mask = ((1 << self.bits) - 1) << self.shift
-            old = cpu.get_regs()[self.index]
+            old = cpu._get_regs()[self.index]
             value = old & ~mask | value << self.shift
-        cpu.set_reg(self.index, value)
+        cpu._set_reg(self.index, value)
 
 
 class _System:
@@ -57,10 +57,10 @@ class _System:
     def __get__(self, cpu: Cpu | None, owner: type | None = None) -> int:
         if cpu is None:
             return self  # type: ignore[return-value]
-        return cpu.get_sreg(self.name)[0]
+        return cpu._get_sreg(self.name)[0]
 
     def __set__(self, cpu: Cpu, value: int) -> None:
-        cpu.set_sreg(self.name, (as_bits(self.name, value, 64),))
+        cpu._set_sreg(self.name, (as_bits(self.name, value, 64),))
 
 
 class Segment:
@@ -87,7 +87,7 @@ class Segment:
         fields = self._fields()
         if field not in fields:
             raise AttributeError(f"no field {field!r}: {', '.join(fields)}")
-        values: tuple[int, ...] = self._cpu.get_sreg(self._name)
+        values: tuple[int, ...] = self._cpu._get_sreg(self._name)
         return values[fields.index(field)]
 
     def __setattr__(self, field: str, value: int) -> None:
@@ -96,12 +96,12 @@ class Segment:
     def update(self, values: Mapping[str, int]) -> None:
         """Set several fields at once."""
         fields = self._fields()
-        now = dict(zip(fields, self._cpu.get_sreg(self._name), strict=True))
+        now = dict(zip(fields, self._cpu._get_sreg(self._name), strict=True))
         for field, value in values.items():
             if field not in now:
                 raise AttributeError(f"no field {field!r}: {', '.join(fields)}")
             now[field] = as_bits(field, value, FIELD_BITS.get(field, 8))
-        self._cpu.set_sreg(self._name, tuple(now.values()))
+        self._cpu._set_sreg(self._name, tuple(now.values()))
 
     def __int__(self) -> int:
         return self.selector
@@ -111,8 +111,8 @@ class Segment:
             return self.selector == other
         if isinstance(other, Segment):
             return bool(
-                self._cpu.get_sreg(self._name)
-                == other._cpu.get_sreg(other._name)
+                self._cpu._get_sreg(self._name)
+                == other._cpu._get_sreg(other._name)
             )
         return NotImplemented
 
@@ -122,7 +122,7 @@ class Segment:
         return [*self._fields(), "update"]
 
     def __repr__(self) -> str:
-        values = self._cpu.get_sreg(self._name)
+        values = self._cpu._get_sreg(self._name)
         parts = [
             f"{field}={value:#x}"
             for field, value in zip(self._fields(), values, strict=True)
@@ -226,22 +226,22 @@ class Cpu:
         self.machine._check_open()
         return self.vcpu
 
-    def get_regs(self) -> tuple[int, ...]:
+    def _get_regs(self) -> tuple[int, ...]:
         """The general registers, in the order of `x86.REGS`."""
         return x86.REGS_STRUCT.unpack(self._open().get("regs"))
 
-    def set_reg(self, index: int, value: int) -> None:
+    def _set_reg(self, index: int, value: int) -> None:
         """Set one general register by its place in `x86.REGS`."""
-        values = list(self.get_regs())
+        values = list(self._get_regs())
         values[index] = value
         self.vcpu.set("regs", x86.REGS_STRUCT.pack(*values))
 
-    def get_sreg(self, name: str) -> tuple[int, ...]:
+    def _get_sreg(self, name: str) -> tuple[int, ...]:
         """The fields of one member of kvm_sregs."""
         at, layout = x86.SREGS[name]
         return layout.unpack_from(self._open().get("sregs"), at)
 
-    def set_sreg(self, name: str, fields: tuple[int, ...]) -> None:
+    def _set_sreg(self, name: str, fields: tuple[int, ...]) -> None:
         """Set one member of kvm_sregs."""
         at, layout = x86.SREGS[name]
         sregs = bytearray(self._open().get("sregs"))
@@ -262,7 +262,7 @@ class Cpu:
         state = x86.MP_STATE_STRUCT.unpack(self._open().get("mp_state"))
         return bool(state[0] == x86.MP_HALTED)
 
-    def translator(self) -> Callable[[int], x86.Walk]:
+    def _translator(self) -> Callable[[int], x86.Walk]:
         """A function that walks the page tables as they are now set."""
         regs = self.registers
         ram = self.machine.memory
@@ -291,7 +291,7 @@ class Cpu:
         the result has `gpa` (None: not mapped) and the page's `size`.
         Source: Intel SDM volume 3, 4.3 to 4.5.
         """
-        return self.translator()(self.machine.symbols.address(address))
+        return self._translator()(self.machine.symbols.address(address))
 
     def __repr__(self) -> str:
         if self.vcpu.closed:

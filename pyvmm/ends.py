@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from . import _vmm, stop
+from . import _vmm, stop, x86
 from .errors import GuestError, GuestTimeout
+from .run import EXIT
 from .stop import Registers, Stop, linear_pc
 
 TYPE_CHECKING = False
@@ -47,14 +48,20 @@ def make_stop(
     reason, message = classify(machine, exit, point, timeout)
     # KVM has moved on when a write comes out, and not when a read does.
     passed = exit.size > 0 and exit.write
+    status = None
+    if reason == "exit":
+        by_port = exit.reason == _vmm.EXIT_STOP
+        status = exit.value if by_port else machine._runner.status
+    if exit.reason == _vmm.EXIT_HALT and registers.rflags & x86.RFLAGS_IF:
+        message = "halt with interrupts on, but without an irqchip"
     insn = b""
-    if reason not in stop.MEANT:
-        start = address - INSN_BEFORE if passed else address
-        insn = exit.insn or read_code(machine, index, max(start, 0))
-        insn = insn[:INSN_BEFORE] if passed else insn
+    if reason not in stop.MEANT and passed:
+        insn = read_before(machine, index, address)
+    elif reason not in stop.MEANT:
+        insn = exit.insn or read_code(machine, index, address)
     return Stop(
         reason,
-        status=exit.value if reason == "exit" else None,
+        status=status,
         message=message,
         cpu=index,
         registers=registers,
@@ -81,6 +88,8 @@ def classify(
             return "halt", "halt with interrupts off"
         case _vmm.EXIT_IDLE:
             return "halt", "halt, and nothing is there to interrupt it"
+        case _vmm.EXIT_KICK if machine._runner.wanted == EXIT:
+            return "exit", f"exit with status {machine._runner.status}"
         case _vmm.EXIT_KICK:
             return "pause", "pause"
         case _vmm.EXIT_DEBUG:
@@ -112,9 +121,8 @@ def _debug(point: Point | None) -> tuple[str, str]:
 
 def _internal_error(exit: _vmm.Exit) -> tuple[str, str]:
     if exit.code == SUBERROR_EMULATION:
-        code = f": {exit.insn.hex(' ')}" if exit.insn else ""
         return stop.EMULATION, (
-            "emulation failure: KVM cannot emulate the instruction here" + code
+            "emulation failure: KVM cannot emulate the instruction here"
         )
     why = SUBERRORS.get(exit.code, f"suberror {exit.code}")
     data = " ".join(f"{value:#x}" for value in exit.data)
@@ -142,7 +150,7 @@ def _unclaimed(machine: Machine, exit: _vmm.Exit) -> str:
 
 def read_code(machine: Machine, index: int, address: int) -> bytes:
     """Bytes of the instruction at a linear address, as many as readable."""
-    translate = machine._cpus[index].translator()
+    translate = machine._cpus[index]._translator()
     found = b""
     while len(found) < INSN_MAX:
         at = address + len(found)
@@ -155,6 +163,15 @@ def read_code(machine: Machine, index: int, address: int) -> bytes:
             break
         found += machine.memory.read(gpa, size)
     return found
+
+
+def read_before(machine: Machine, index: int, address: int) -> bytes:
+    """Bytes up to a linear address, INSN_BEFORE or as many as readable."""
+    for count in range(min(INSN_BEFORE, address), 0, -1):
+        found = read_code(machine, index, address - count)
+        if len(found) >= count:
+            return found[:count]
+    return b""
 
 
 def make_error(end: Stop) -> GuestError:

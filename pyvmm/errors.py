@@ -16,7 +16,7 @@ class Error(Exception):
     """The base of pyvmm's exceptions."""
 
 
-class Unsupported(Error):  # noqa: N818 - what it is, not that it is one
+class Unsupported(Error):
     """What was asked for does not work on this host; the text says why."""
 
 
@@ -34,5 +34,5 @@ class GuestError(Error):
         return type(self), (str(self), self.stop)
 
 
-class GuestTimeout(GuestError):  # noqa: N818
+class GuestTimeout(GuestError):
     """The guest was still running when `timeout` had passed."""

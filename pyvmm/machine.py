@@ -16,7 +16,7 @@ from .memory import (
     parse_size,
     ram_ranges,
 )
-from .run import CLOSE, PAUSE, Runner
+from .run import CLOSE, EXIT, PAUSE, Runner
 from .symbols import Symbols
 from .wiring import LINES, Wiring
 
@@ -347,11 +347,28 @@ class Machine:
         self._check_open()
         runner = self._runner
         if runner.inside:
-            raise RuntimeError("a device's method cannot wait for its own run")
+            raise RuntimeError(
+                "a device's method cannot wait for its own run; exit() ends it"
+            )
         if runner.owner is None and runner.background is None:
             raise RuntimeError("the machine does not run: start() it first")
         runner.interrupt(PAUSE)
         return self.wait()
+
+    def exit(self, status: int = 0) -> None:
+        """End the run that goes on as a write to the exit port does.
+
+        For devices' methods and other threads: run() returns a Stop "exit"
+        with this `status`, 0 to 2^32 - 1. ValueError on a closed machine,
+        RuntimeError when it does not run.
+        """
+        self._check_open()
+        if not 0 <= status < 1 << 32:
+            raise ValueError(f"status {status} is outside 0..{1 << 32}")
+        if self._runner.owner is None:
+            raise RuntimeError("the machine does not run")
+        self._runner.status = status
+        self._runner.interrupt(EXIT)
 
     def wait(self, timeout: float | None = None) -> Stop:
         """Wait for the end of what start() began, and return its Stop.

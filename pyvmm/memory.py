@@ -277,7 +277,7 @@ class VirtualMemory(AddressSpace):
             raise ValueError(
                 f"{size} bytes at {address:#x} are more than all RAM ({limit})"
             )
-        translate = self._cpu.translator()
+        translate = self._cpu._translator()
         while size > 0:
             walk = translate(address)
             if walk.gpa is None:

@@ -35,6 +35,7 @@ PASSING = (
 
 PAUSE = "pause"
 CLOSE = "close"
+EXIT = "exit"  # Machine.exit()
 MATCH = "match"  # console.expect() saw what it waits for
 
 
@@ -66,6 +67,7 @@ class Runner:
         self.changed = Condition()
         self.owner: int | None = None  # the thread inside run()
         self.wanted: str | None = None
+        self.status = 0  # that Machine.exit() was given
         self.closed = False
         self.outcome: Stop | BaseException | None = None  # of the last run
         self.background: Thread | None = None
@@ -82,6 +84,8 @@ class Runner:
         with self.changed:
             if self.closed:
                 raise ValueError("operation on closed Machine")
+            if self.inside:
+                raise RuntimeError("a device's method cannot run its machine")
             if self.owner is not None:
                 raise RuntimeError(
                     "the machine is running already: pause() it first"

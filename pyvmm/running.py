@@ -28,7 +28,7 @@ def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
         machine._boot(running=True)
         machine._ran = True
         if machine._console is not None:
-            machine._console.prepare()
+            machine._console._prepare()
         outcome = run()
         if check and outcome.crashed:
             raise ends.make_error(outcome)
@@ -59,6 +59,10 @@ def until(
 
 def check_timeout(timeout: float | None) -> None:
     """ValueError unless it is None or seconds from 0 on."""
+    if timeout is not None and not isinstance(timeout, int | float):
+        raise TypeError(
+            f"timeout is a number of seconds, not {type(timeout).__name__}"
+        )
     if timeout is not None and not timeout >= 0:
         raise ValueError(
             f"timeout {timeout!r} is not a number of seconds from 0 on"
@@ -78,18 +82,18 @@ def make_stop(
 def run_for_match(
     machine: Machine, console: Console, timeout: float | None
 ) -> None:
-    """Run until console.matched, for expect()."""
+    """Run until console._matched, for expect()."""
     runner = machine._runner
     if runner.owner is not None and not runner.inside:
         with runner.changed:
             runner.changed.wait_for(
-                lambda: console.matched or runner.owner is None, timeout
+                lambda: console._matched or runner.owner is None, timeout
             )
-        if console.matched:
+        if console._matched:
             return
         if runner.owner is not None:
             raise TimeoutError(
-                f"{console.expected} did not come within {timeout:g} s; "
+                f"{console._expected} did not come within {timeout:g} s; "
                 f"the console ends with:\n{console.tail}"
             )
         stop = machine.wait()
@@ -101,11 +105,11 @@ def run_for_match(
             )
         finally:
             console._ends_run = False
-    if console.matched:
+    if console._matched:
         return
     kind = GuestTimeout if stop.reason == "timeout" else GuestError
     raise kind(
-        f"{console.expected} did not come: {stop.report}\n"
+        f"{console._expected} did not come: {stop.report}\n"
         f"  the console ends with:\n{console.tail}",
         stop,
     )

@@ -100,6 +100,9 @@ class Wiring:
         for other in self.slots:
             if other.device is device:
                 raise ValueError(f"{device!r} is attached already")
+        for word, value in (("mmio", mmio), ("port", port), ("irq", irq)):
+            if value is not None and not isinstance(value, int):
+                raise TypeError(f"{word} is an int, not {type(value).__name__}")
         if port is not None and mmio not in (None, False):
             raise ValueError("a device is at an address or at a port, not both")
         size = device_size(device)

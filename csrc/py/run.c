@@ -130,9 +130,15 @@ finish(struct vcpu *self, int reason, const struct vmm_exit *exit)
 static PyObject *
 fail(struct vcpu *self, const struct vmm_exit *exit)
 {
+    struct kvm_regs regs;
+    char text[24];
+
     if (exit->len)
         note_access(self, exit);
-    settle(self);
+    if (settle(self) && !exit->len && !vmm_vcpu_get_regs(&self->cpu, &regs)) {
+        snprintf(text, sizeof text, "%#llx", (unsigned long long)regs.rip);
+        add_note("the guest was at rip %s, vCPU %u", text, self->cpu.index);
+    }
     return NULL;
 }
 

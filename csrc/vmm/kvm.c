@@ -45,6 +45,15 @@ static const struct {
     {"KVM_GET_API_VERSION", 0,
      "pyvmm speaks version 12 of the KVM API, which every kernel since 2.6.22 "
      "does: this is not KVM"},
+    {"KVM_CREATE_VM", EMFILE,
+     "this process has all the files open that it may: raise the limit "
+     "(ulimit -n), a machine takes two and its devices more"},
+    {"KVM_CREATE_VCPU", EMFILE,
+     "this process has all the files open that it may: raise the limit "
+     "(ulimit -n)"},
+    {"timer_create", EAGAIN,
+     "this user has too many signals pending or timers: raise the limit "
+     "(ulimit -i)"},
     {"KVM_CREATE_VM", ENOMEM, "the host has no memory left for another VM"},
     {"KVM_CREATE_VM", EBUSY,
      "another hypervisor may own the virtualisation hardware"},

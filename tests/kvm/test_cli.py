@@ -142,6 +142,17 @@ def test_devices(pyvmm_, tmp_path: Path) -> None:
     assert done.returncode == 0
     done = pyvmm_("run", guest, "--device", f"{path}:Nobody")
     assert done.returncode == 125 and "has no Nobody" in done.stderr
+    place = f"{path}:Other@0xd0000100"
+    done = pyvmm_(
+        "run", guest, "--cmdline", "unclaimed addr=0xd0000100",
+        "--device", place,
+    )  # fmt: skip
+    assert done.stdout == "read 0x00000029\n", done.stderr
+    place = f"{path}:Other@port:0x1234"
+    done = pyvmm_("run", guest, "--cmdline", "port", "--device", place)
+    assert done.stdout == "read 0x29\n", done.stderr
+    done = pyvmm_("run", guest, "--device", f"{path}:Other@here")
+    assert "'here' is not a place like 0xd0000000" in done.stderr
 
 
 def test_an_exception_of_a_device_is_shown_whole(

@@ -198,7 +198,7 @@ def test_registers_inside_a_device() -> None:
             seen.append(self.machine.cpu.ebx)
             with pytest.raises(RuntimeError):
                 self.machine.cpu.ebx = 1
-            with pytest.raises(RuntimeError, match="running already"):
+            with pytest.raises(RuntimeError, match="cannot run its machine"):
                 self.machine.run()
             with pytest.raises(RuntimeError, match="wait for its own run"):
                 self.machine.pause()

@@ -363,3 +363,82 @@ def test_a_forked_child_is_told() -> None:
     )
     assert "fork" in done.stdout and "exit" in done.stdout, done
     assert done.stdout.endswith("\n0\n")
+
+
+def test_a_device_ends_the_run() -> None:
+    class Ender(Adder):
+        def write(self, offset: int, size: int, value: int) -> None:
+            assert self.machine is not None
+            with pytest.raises(RuntimeError, match="exit\\(\\) ends it"):
+                self.machine.pause()
+            with pytest.raises(RuntimeError, match="cannot run its machine"):
+                self.machine.run()
+            self.machine.exit(value + 1)
+
+    with pyvmm.Machine() as m:
+        m.attach(Ender(), port=0x80)
+        m.load(asm="mov al, 8; out 0x80, al; mov al, 2; out 0xf4, al")
+        with pytest.raises(RuntimeError, match="does not run"):
+            m.exit()
+        stop = m.run(timeout=TIMEOUT)
+        assert (stop.reason, stop.status) == ("exit", 9)
+        assert m.run(timeout=TIMEOUT).status == 2
+        with pytest.raises(ValueError, match="status -1 is outside"):
+            m.exit(-1)
+
+
+def test_another_thread_ends_the_run() -> None:
+    with pyvmm.Machine() as m:
+        m.load(asm="x: jmp x")
+        m.start()
+        m.exit(3)
+        assert m.wait(TIMEOUT).status == 3
+
+
+def test_nothing_is_loaded() -> None:
+    with pyvmm.Machine() as m:
+        assert m.cpu.rip == 0xFFF0
+        with pytest.raises(ValueError, match="nothing is loaded"):
+            m.run(timeout=TIMEOUT)
+        m.load(asm="mov al, 1; out 0xf4, al")
+        assert m.run(timeout=TIMEOUT).status == 1
+
+
+def test_a_halt_without_an_irqchip_says_so() -> None:
+    with pyvmm.Machine(irqchip=False) as m:
+        m.load(asm="sti; hlt")
+        assert "without an irqchip" in m.run(timeout=TIMEOUT).message
+
+
+def test_a_report_shows_what_is_before_a_write() -> None:
+    with pyvmm.Machine() as m:
+        m.load(asm="mov [0xd0000000], al")
+        with pytest.raises(pyvmm.GuestError, match="a2 00 00 00 d0"):
+            m.run(timeout=TIMEOUT)
+
+
+def test_ctrl_c_says_where_the_guest_was() -> None:
+    with pyvmm.Machine() as m:
+        m.load(asm="x: jmp x")
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), 2))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            m.run(timeout=TIMEOUT)
+        timer.join()
+    assert caught.value.__notes__ == ["the guest was at rip 0x100000, vCPU 0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"mmio": "0xd0000000"}, "mmio is an int, not str"),
+        ({"port": 1.5}, "port is an int, not float"),
+        ({"irq": "16"}, "irq is an int, not str"),
+    ],
+)
+def test_places_are_ints(words, message: str) -> None:
+    with pyvmm.Machine() as m, pytest.raises(TypeError, match=message):
+        m.attach(Adder(), **words)
+    with pyvmm.Machine() as m, pytest.raises(TypeError, match="not str"):
+        m.load(asm="hlt")
+        m.run(timeout="5")  # type: ignore[arg-type]
