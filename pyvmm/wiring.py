@@ -221,9 +221,6 @@ class Wiring:
                 return str(slot)
         return "the console"
 
-    # -- connecting ----------------------------------------------------------
-
-    def realise(self, vm: _vmm.VM) -> None:
     # -- timers --------------------------------------------------------------
 
     @property
@@ -252,6 +249,9 @@ class Wiring:
         vcpus = self.machine._runner.vcpus
         return vcpus[0] if vcpus and not vcpus[0].closed else None
 
+    # -- connecting ----------------------------------------------------------
+
+    def realise(self, vm: _vmm.VM) -> None:
         """The VM exists: everything that was described is connected to it."""
         self.vm = vm
         for slot in self.slots:
@@ -410,12 +410,12 @@ def introduce(slot: Slot, machine: Machine) -> None:
 def forget(slot: Slot, closed: bool = False) -> None:
     """The device is free again; of a closed machine it keeps its place."""
     device = slot.device
-    if isinstance(device, Device) and not closed:
-        device.machine = None
-        device.base = None
     if isinstance(device, Device) and device._timers is not None:
         device._timers.drop(device)
         device._timers = None
+    if isinstance(device, Device) and not closed:
+        device.machine = None
+        device.base = None
         for name in irq_names(device):
             irq: IrqLine = getattr(device, name)
             irq._machine = None
