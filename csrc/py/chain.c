@@ -75,7 +75,7 @@ chain_renew(struct chain *chain)
     chain->at_read = chain->at_write = 0;
     chain->written = 0;
     chain->pushed = chain->returned = false;
-    chain->deferred = chain->finished = chain->shorted = false;
+    chain->deferred = chain->finished = false;
 }
 
 static int
@@ -103,7 +103,7 @@ chain_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
-static bool
+bool
 chain_alive(struct chain *self)
 {
     PyThreadState *thread = lock_acquire(self->lock);
@@ -132,7 +132,6 @@ raise_short(struct chain *self, const char *what, uint64_t want, uint64_t has)
 {
     char text[100];
 
-    self->shorted = true;
     snprintf(text, sizeof text, "chain %u %s %llu bytes, not %llu",
              self->chain.head, what, (unsigned long long)has,
              (unsigned long long)want);

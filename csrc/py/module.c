@@ -244,9 +244,11 @@ add_errors(PyObject *module, struct state *state)
     state->short_error = PyErr_NewExceptionWithDoc(
         "pyvmm.virtio.ShortChain",
         "A request has fewer bytes, or less room, than the device needs.\n\n"
-        "The guest's fault: when a handler lets it out, the chain is completed "
-        "empty and\ncounted in the device's `faults`, and the handler called "
-        "again for the others.",
+        "The guest's fault: when a loop's body lets it out, the chain is "
+        "completed empty and\ncounted in the device's `faults`, and the "
+        "handler called again for the others. Raised\nby chains, and by "
+        "devices "
+        "for requests that are wrong in a like way.",
         PyExc_ValueError, NULL);
     state->stale_error = PyErr_NewExceptionWithDoc(
         "pyvmm.virtio.StaleChain",

@@ -332,7 +332,6 @@ struct chain {
     bool returned; /* to the queue, not worked on */
     bool deferred; /* whoever iterates does not complete it */
     bool finished; /* its turn in the loop is over */
-    bool shorted;  /* a ShortChain was raised */
 };
 
 /* For a queue's pop: an empty chain, and what pop makes of it and the core's
@@ -346,6 +345,8 @@ PyObject *chain_popped(struct chain *chain, int answer);
 struct chain *chain_check(struct state *state, PyObject *arg,
                           const struct vmm_virtq *vq);
 PyObject *chain_pushed(struct chain *chain, uint32_t written, int answer);
+/* Whether it is in flight. */
+bool chain_alive(struct chain *chain);
 /* As new, for another pop: nobody else has it. */
 void chain_renew(struct chain *chain);
 
@@ -357,7 +358,8 @@ struct virtio {
     PyObject *on_notify;         /* or NULL */
     PyObject *on_event;          /* or NULL */
     int (*service)(PyObject *self);
-    bool open; /* made, and not closed */
+    bool open;     /* made, and not closed */
+    bool forgiven; /* what a handler raises is the guest's fault (queue.c) */
 };
 
 /* For derived types: the parts of tp_traverse, tp_clear and tp_dealloc that are

@@ -39,9 +39,8 @@ struct queue {
     uint64_t faults;
     uint64_t round; /* handlers that failed: loops from before are void */
     bool exchanging;
-    bool busy;     /* work() runs */
-    bool again;    /* and was called meanwhile */
-    bool forgiven; /* a short chain was completed empty */
+    bool busy;  /* work() runs */
+    bool again; /* and was called meanwhile */
 };
 
 struct loop {
@@ -278,6 +277,21 @@ loop_next(PyObject *op)
     return Py_NewRef((PyObject *)self->current);
 }
 
+/*
+ * Whether the exception that is set, in the turn of `chain`, is the guest's
+ * fault: of this chain, or of another one of the device in a loop inside.
+ */
+static bool
+guests_fault(struct queue *self, struct chain *chain)
+{
+    struct state *state = state_of(Py_TYPE(self));
+
+    if (PyErr_ExceptionMatches(state->short_error))
+        return true;
+    return PyErr_ExceptionMatches(state->stale_error) &&
+           (self->virtio->forgiven || !chain_alive(chain));
+}
+
 /* The turn of `chain` ended by the exception that is set; takes it. */
 static void
 fail(struct queue *self, struct chain *chain)
@@ -285,16 +299,15 @@ fail(struct queue *self, struct chain *chain)
     if (chain->pushed || chain->deferred) {
         Py_DECREF(chain);
         give_back(self, NULL);
-    } else if (chain->shorted &&
-               PyErr_ExceptionMatches(state_of(Py_TYPE(self))->short_error)) {
+    } else if (guests_fault(self, chain)) {
+        self->virtio->forgiven = true;
+        if (PyErr_ExceptionMatches(state_of(Py_TYPE(self))->short_error))
+            self->faults++;
         chain->written = 0;
-        self->faults++;
-        self->forgiven = true;
         finish(self, chain);
     } else {
-        if (!PyErr_ExceptionMatches(state_of(Py_TYPE(self))->stale_error))
-            add_note("chain %u of %U went back to its queue", chain->chain.head,
-                     self->name);
+        add_note("chain %u of %U went back to its queue", chain->chain.head,
+                 self->name);
         give_back(self, chain);
     }
 }
@@ -481,8 +494,9 @@ forgive(struct queue *self)
         give_back(self, NULL);
         PyErr_Restore(type, value, trace);
     }
-    if (!(self->forgiven && PyErr_ExceptionMatches(state->short_error)) &&
-        !PyErr_ExceptionMatches(state->stale_error))
+    if (!self->virtio->forgiven ||
+        (!PyErr_ExceptionMatches(state->short_error) &&
+         !PyErr_ExceptionMatches(state->stale_error)))
         return false;
     PyErr_Clear();
     return true;
@@ -493,9 +507,9 @@ PyDoc_STRVAR(
     "work($self, /)\n--\n\n"
     "Call the handler with the queue, for what the driver offered.\n\n"
     "One call at a time: one that comes meanwhile, from another thread, makes "
-    "the first\ngo on and returns at once. Of ShortChain, when a chain of the "
-    "loop raised it, and\nof StaleChain the handler is called again for the "
-    "rest. Raises what else it raises.");
+    "the first\ngo on and returns at once. After ShortChain in a loop's body, "
+    "and StaleChain of a\nchain that a reset took back, the handler is called "
+    "again for the rest. Raises what\nelse it raises.");
 
 static PyObject *
 queue_work(PyObject *op, PyObject *unused)
@@ -513,7 +527,7 @@ queue_work(PyObject *op, PyObject *unused)
         PyObject *ret;
 
         self->again = false;
-        self->forgiven = false;
+        self->virtio->forgiven = false;
         ret = PyObject_CallOneArg(self->handler, op);
         if (!ret && forgive(self))
             self->again = true;

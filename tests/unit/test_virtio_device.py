@@ -372,15 +372,47 @@ def test_nothing_of_a_short_chain_is_reported() -> None:
 
 
 def test_a_short_chain_of_ones_own_making() -> None:
-    """ShortChain is forgiven to the chain that raised it only."""
+    """A device may raise it as well; outside a loop there is no chain."""
 
     def body(queue: Queue) -> None:
-        for _ in queue:
-            raise virtio.ShortChain("mine")
+        for chain in queue:
+            if chain.read() == b"bad":
+                raise virtio.ShortChain("mine")
+        raise virtio.ShortChain("not the guest's")
 
     with drive(body) as drv:
-        with pytest.raises(virtio.ShortChain, match="mine"):
-            drv.requests.send(reply=8)
+        with pytest.raises(virtio.ShortChain, match="not the guest's"):
+            drv.requests.send(b"bad", reply=8)
+        assert indices(drv) == (1, 0) and drv.device.faults == 1
+
+
+def test_short_room_of_another_queue() -> None:
+    """Too little room in one queue for what comes from the other."""
+    with virtio.driver(Events()) as drv:
+        small, large = drv.receive.send(reply=2), drv.receive.send(reply=64)
+        drv.send(b"one")
+        drv.send(b"two")
+        assert (small.wait(), large.wait()) == (b"", b"two")
+        assert drv.device.faults == 2
+
+
+def test_stale_chain_kept_by_the_device() -> None:
+    """That is the author's: chains are to be forgotten in reset()."""
+    kept: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            if kept:
+                kept[0].write(b"x")
+            kept.append(chain)
+            chain.defer()
+
+    with drive(body) as drv:
+        drv.requests.send(b"a", reply=1)
+        drv.reset()
+        drv.start()
+        with pytest.raises(virtio.StaleChain):
+            drv.requests.send(b"b", reply=1)
         assert indices(drv) == (0, 1)
 
 
