@@ -39,6 +39,8 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm", "Irq"),
             ("pyvmm.device", "IrqLine"),
             ("pyvmm", "Reg"),
+            ("pyvmm", "Range"),
+            ("pyvmm.device", "RangeAt"),
             ("pyvmm.timers", "Timer"),
             ("pyvmm.testing", "Bus"),
             ("pyvmm", "Rng"),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .boot.start_info import StartInfo as StartInfo
     from .device import Device as Device
     from .device import Irq as Irq
+    from .device import Range as Range
     from .errors import Error as Error
     from .errors import GuestError as GuestError
     from .errors import GuestTimeout as GuestTimeout
@@ -67,6 +68,7 @@ _HOME = {
     "GuestTimeout": "errors",
     "Irq": "device",
     "Machine": "machine",
+    "Range": "device",
     "Reg": "registers",
     "Rng": "rng",
     "StartInfo": "boot.start_info",
@@ -79,6 +81,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Device",
     "Irq",
     "Reg",
+    "Range",
     "Rng",
     "Stop",
     "Error",

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Self
+    from typing import Any, Self, TypeVar, overload
 
     from .machine import Machine
     from .registers import Layout
     from .timers import Timer, Timers
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 REGISTERS = f"{__package__}.registers"  # loaded for classes that have some
 
@@ -36,6 +40,129 @@ class Irq:
         line = IrqLine(device, self.name)
         device.__dict__[self.name] = line
         return line
+
+
+class Range:
+    """A further range of a device, declared in its class: `ports = Range(2)`.
+
+    The first range is the device's own: `size`, read(), write(), what attach()
+    is told. `size`: bytes of this one. `port` or `mmio`: where it is; without
+    them an address is chosen. `attach(device, places={"ports": 0x72})` puts it
+    elsewhere, on ports when it has `port`.
+
+    `Reg(..., range=ports)` is a register in it. For one without registers
+    there are methods, with offsets from its own base:
+
+        @ports.on_read
+        def read_ports(self, offset, size): ...
+
+        @ports.on_write
+        def write_ports(self, offset, size, value): ...
+
+    On a device it is the `RangeAt`, which knows where it is.
+    """
+
+    name = ""
+
+    def __init__(
+        self, size: int, *, port: int | None = None, mmio: int | None = None
+    ) -> None:
+        if not isinstance(size, int) or size <= 0:
+            raise ValueError(f"size {size!r} of a Range is not above 0")
+        if port is not None and mmio is not None:
+            raise ValueError("a Range is at a port or at an address, not both")
+        self.size = size
+        self.is_port = port is not None
+        self.place = mmio if port is None else port
+        self._read: Callable[..., int] | None = None
+        self._write: Callable[..., object] | None = None
+
+    def on_read(self, function: F) -> F:
+        """Decorates the method for reads: `method(self, offset, size)`."""
+        self._read = function
+        return function
+
+    def on_write(self, function: F) -> F:
+        """Decorates the one for writes: `method(self, offset, size, value)`."""
+        self._write = function
+        return function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, device: None, owner: type) -> Self: ...
+        @overload
+        def __get__(self, device: Device, owner: type) -> RangeAt: ...
+
+    def __get__(self, device: Device | None, owner: type) -> Self | RangeAt:
+        if device is None:
+            return self
+        # As Irq does.
+        at = RangeAt(device, self)
+        device.__dict__[self.name] = at
+        return at
+
+
+class RangeAt:
+    """A further range of one device: what `device.ports` is.
+
+    `device`, `name`, `size`; once attached `base` and `is_port`. It is what a
+    machine's bus calls.
+
+    Threads: as the device.
+    """
+
+    def __init__(self, device: Device, range: Range) -> None:
+        self.device = device
+        self.name = range.name
+        self.size = range.size
+        self.is_port = range.is_port
+        self.base: int | None = None
+        self._bind(range)
+
+    def _bind(self, range: Range) -> None:
+        """Look up what answers, in the device's class as it is now."""
+        from .registers import Layout, make_methods, method
+
+        device, cls = self.device, type(self.device)
+        self._layout: Layout | None = None
+        if cls._layout is not None:
+            self._layout = Layout(cls, cls._layout.by_name, range)
+            self._layout.check_size(range.size)
+            read, write = make_methods(self._layout)
+        if range._read is not None:
+            read = method(cls, range._read)
+        elif not (self._layout and self._layout.regs):
+            read = ones
+        if range._write is not None:
+            write = method(cls, range._write)  # type: ignore[assignment]
+        elif not (self._layout and self._layout.regs):
+            write = nothing
+        self.read: Callable[[int, int], int] = MethodType(read, device)
+        self.write: Callable[[int, int, int], None] = MethodType(write, device)
+
+    def where(self, offset: int, size: int = 1) -> str:
+        """The registers of an access by name, as Device.where() does."""
+        return self._layout.where(offset, size) if self._layout else ""
+
+    def __repr__(self) -> str:
+        name = f"{type(self.device).__name__}.{self.name}"
+        if self.base is None:
+            return f"<RangeAt {name} not attached>"
+        kind = "port" if self.is_port else "mmio"
+        return f"<RangeAt {name} {kind} {self.base:#x}+{self.size:#x}>"
+
+
+def ones(device: Device, offset: int, size: int) -> int:
+    """A read where nothing is."""
+    return (1 << 8 * size) - 1
+
+
+def nothing(device: Device, offset: int, size: int, value: int) -> None:
+    """A write where nothing is."""
 
 
 class IrqLine:
@@ -137,7 +264,7 @@ class Device:
         Returns an int of that size. All of the access is in the range. Here:
         the registers, 0 between them; all ones when there are none.
         """
-        if self._layout is not None:
+        if self._layout is not None and self._layout.regs:
             return self._layout.read(self, offset, size)
         return (1 << 8 * size) - 1
 
@@ -232,10 +359,11 @@ def declare(cls: type[Device]) -> None:
     cls._layout = layout = make_layout(cls)
     methods: tuple[object, object] = (Device.read, Device.write)
     if layout is not None:
-        if not hasattr(cls, "size"):
+        if not hasattr(cls, "size") and layout.regs:
             cls.size = layout.size
         layout.check_size(cls.size)
-        methods = make_methods(layout)
+        if layout.regs:
+            methods = make_methods(layout)
     for name, made in zip(("read", "write"), methods, strict=True):
         # What a subclass has written itself stays; it may call super().
         now = getattr(cls, name)
@@ -245,11 +373,21 @@ def declare(cls: type[Device]) -> None:
 
 def irq_names(device: object) -> list[str]:
     """The names of the Irq() lines that a device's class declares."""
+    return declared(device, Irq)
+
+
+def ranges(device: object) -> list[RangeAt]:
+    """The further ranges that a device's class declares."""
+    return [getattr(device, name) for name in declared(device, Range)]
+
+
+def declared(device: object, kind: type) -> list[str]:
+    """The names of what a device's class declares of one kind."""
     names: list[str] = []
     for owner in type(device).__mro__:
         for name, value in vars(owner).items():
             # Not one that a subclass replaced by something else.
             current = getattr(type(device), name, None)
-            if isinstance(value, Irq) and isinstance(current, Irq):
+            if isinstance(value, kind) and isinstance(current, kind):
                 names.append(name)
     return list(dict.fromkeys(names))

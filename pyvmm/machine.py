@@ -22,7 +22,7 @@ from .wiring import LINES, Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import TypeVar
 
@@ -166,12 +166,13 @@ class Machine:
         if content is not None and len(content) > length:
             raise ValueError(f"{len(content)} bytes of data for {length}")
         for slot in self._wiring.slots:
-            if slot.is_port or slot.base >= gpa + length:
-                continue
-            if gpa < slot.base + slot.size:
-                raise ValueError(
-                    f"RAM {gpa:#x}..{gpa + length - 1:#x} overlaps {slot}"
-                )
+            for base, taken, is_port, _ in slot.places():
+                if is_port or base >= gpa + length:
+                    continue
+                if gpa < base + taken:
+                    raise ValueError(
+                        f"RAM {gpa:#x}..{gpa + length - 1:#x} overlaps {slot}"
+                    )
         flags = _vmm.MEM_READONLY if readonly else 0
         flags |= _vmm.MEM_SHARED if shared else 0
         flags |= _vmm.MEM_HUGE if huge else 0
@@ -242,20 +243,22 @@ class Machine:
         port: int | None = None,
         irq: int | None = None,
         name: str | None = None,
+        places: Mapping[str, int] | None = None,
     ) -> D:
         """Put a device on the machine, and return it.
 
         `mmio`: its address; None chooses one from 0xd0000000 on. `port`: its
         first port instead. `irq`: the line of its first Irq(), 1 to 23; None
         chooses 16 to 23 first, then 5 to 15. `name`: its word on the guest's
-        command line, the class's name in lower case by default.
+        command line, the class's name in lower case by default. `places`:
+        addresses or ports of further ranges (`Range`), by name.
 
         The device is a Device, any object with size, read() and write(), an
         Rng, or a `_vmm.VirtioMMIO`. Raises ValueError naming the occupant when
         the place is taken. Works while the guest runs, too.
         """
         self._check_open()
-        self._wiring.attach(device, mmio, port, irq, name)
+        self._wiring.attach(device, mmio, port, irq, name, places)
         return device
 
     def detach(self, device: object) -> None:

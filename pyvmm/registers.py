@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self, TypeVar, overload
 
-    from .device import Device
+    from .device import Device, Range
 
     Getter = Callable[[Device], int]
     Setter = Callable[[Device, int], object]
@@ -41,12 +41,13 @@ class Reg:
     On a device the attribute is the register's value, an int: to read it and
     to assign it is the device's side, which knows no access rules.
 
-    `offset` from the device's base. `width`: 1, 2, 4 or 8 bytes, little
+    `offset` from the base. `width`: 1, 2, 4 or 8 bytes, little
     endian. `reset`: its value at first. `access` is what the guest may do:
     "rw"; "ro", writes are ignored; "wo", it reads 0; "w1c", a 1 that is written
     clears the bit. `rw`, `ro`, `wo`, `w1c`: masks of bits with which that is
     otherwise. `mask`: the bits that there are; the others read 0 and ignore
-    writes. `doc`: what it is, for help().
+    writes. `range`: the Range it is in, if not the device's first. `doc`: what
+    it is, for help().
 
         status = Reg(0x8, 4, access="ro", w1c=0xff, doc="pending events")
 
@@ -72,12 +73,14 @@ class Reg:
         ro: int = 0,
         wo: int = 0,
         w1c: int = 0,
+        range: Range | None = None,
         doc: str = "",
     ) -> None:
         self.name = ""
         self.owner = ""  # the class's name, once that is made
         self.offset = offset
         self.width = width
+        self.range = range
         if not isinstance(offset, int) or offset < 0:
             raise ValueError(f"offset {offset!r} is not 0 or more")
         if width not in WIDTHS:
@@ -272,13 +275,18 @@ def method(cls: type, function: Callable[..., object]) -> Callable[..., int]:
 
 
 class Layout:
-    """The registers of one Device class."""
+    """The registers of one Device class in one range; by name all of them."""
 
-    def __init__(self, cls: type, regs: Mapping[str, Reg]) -> None:
+    def __init__(
+        self, cls: type, regs: Mapping[str, Reg], range: Range | None = None
+    ) -> None:
         self.name = cls.__name__
-        self.regs = sorted(regs.values(), key=lambda reg: reg.offset)
+        self.regs = sorted(
+            (reg for reg in regs.values() if reg.range is range),
+            key=lambda reg: reg.offset,
+        )
         self.by_name = dict(regs)
-        self.reset = {reg.name: reg.reset for reg in self.regs}
+        self.reset = {name: reg.reset for name, reg in regs.items()}
         self.size = 0
         previous: Reg | None = None
         for reg in self.regs:
@@ -301,8 +309,8 @@ class Layout:
 
     def check_size(self, size: int) -> None:
         """ValueError unless a range of so many bytes holds all registers."""
-        last = self.regs[-1]
-        if last.offset + last.width > size:
+        if self.size > size:
+            last = self.regs[-1]
             raise ValueError(
                 f"{self.name}.{last.name}, {last.width} bytes at "
                 f"{last.offset:#x}, is not within size {size:#x}"
@@ -400,6 +408,13 @@ def make_layout(cls: type) -> Layout | None:
         return None
     layout = Layout(cls, regs)
     for reg in regs.values():
+        if reg.range and getattr(cls, reg.range.name, None) is not reg.range:
+            raise ValueError(
+                f"{cls.__name__}.{reg.name} is in a range that the class does "
+                "not have"
+            )
+        if reg.range:
+            Layout(cls, regs, reg.range).check_size(reg.range.size)
         reg.owner = reg.owner or cls.__name__
     return layout
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 
 from . import _vmm
-from .device import Device, IrqLine, irq_names
+from .device import Device, IrqLine, RangeAt, irq_names, ranges
 from .native import Native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .machine import Machine
     from .run import Runner
     from .timers import Timers
@@ -39,7 +41,7 @@ class Slot:
 
     __slots__ = (
         "base", "bus_device", "device", "eventfds", "handle", "is_port",
-        "lines", "name", "size", "stop_fd", "thread", "threaded",
+        "lines", "name", "ranges", "size", "stop_fd", "thread", "threaded",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +54,7 @@ class Slot:
         self.size = size
         self.is_port = is_port
         self.lines: list[int] = []
+        self.ranges: list[RangeAt] = []  # further ones
         self.threaded = False
         self.eventfds: list[int] = []
         self.stop_fd = -1
@@ -68,6 +71,14 @@ class Slot:
         line = "".join(f", line {line}" for line in self.lines)
         return f"{self.name}: {kind} {self.base:#x}..{end:#x}{line}"
 
+    def places(self) -> list[tuple[int, int, bool, object]]:
+        """All ranges: base, size, whether ports, and what the bus calls."""
+        places = [(self.base, self.size, self.is_port, self.bus_device)]
+        for at in self.ranges:
+            assert at.base is not None
+            places.append((at.base, at.size, at.is_port, at))
+        return places
+
 
 class Wiring:
     """The devices of a machine.
@@ -81,6 +92,7 @@ class Wiring:
         self.slots: list[Slot] = []
         self.vm: _vmm.VM | None = None
         self._timers: Timers | None = None
+        self._placing: list[Slot] = []
 
     # -- describing ----------------------------------------------------------
 
@@ -91,6 +103,7 @@ class Wiring:
         port: int | None,
         irq: int | None,
         name: str | None,
+        places: Mapping[str, int] | None = None,
     ) -> Slot:
         """Find a place for a device and connect it if the VM is there."""
         if isinstance(device, type):
@@ -122,8 +135,9 @@ class Wiring:
             size,
             is_port,
         )
-        self._check_place(slot)
+        self._check_place(slot.name, slot.base, slot.size, slot.is_port)
         self._choose_lines(slot, irq)
+        self._place_ranges(slot, dict(places or {}))
         if isinstance(device, Native):
             device.native = device.make(self.machine.memory)
             slot.bus_device = device.native
@@ -150,9 +164,10 @@ class Wiring:
     def _occupant(self, base: int, size: int, is_port: bool) -> str | None:
         """Who has some of these addresses or ports already."""
         taken: list[tuple[int, int, str]] = [
-            (slot.base, slot.size, str(slot))
-            for slot in self.slots
-            if slot.is_port == is_port
+            (start, length, str(slot))
+            for slot in [*self.slots, *self._placing]
+            for start, length, ports, _ in slot.places()
+            if ports == is_port
         ]
         if is_port:
             taken += self.machine._own_ports
@@ -168,20 +183,46 @@ class Wiring:
                 return who
         return None
 
-    def _check_place(self, slot: Slot) -> None:
-        limit = 0x1_0000 if slot.is_port else 1 << 52
-        kind = "port" if slot.is_port else "mmio"
-        if slot.base < 0 or slot.base + slot.size > limit:
+    def _check_place(
+        self, name: str, base: int, size: int, is_port: bool
+    ) -> None:
+        limit = 0x1_0000 if is_port else 1 << 52
+        kind = "port" if is_port else "mmio"
+        if base < 0 or base + size > limit:
             raise ValueError(
-                f"{kind} {slot.base:#x} + {slot.size:#x} is outside "
-                f"0..{limit:#x}"
+                f"{kind} {base:#x} + {size:#x} is outside 0..{limit:#x}"
             )
-        who = self._occupant(slot.base, slot.size, slot.is_port)
+        who = self._occupant(base, size, is_port)
         if who is not None:
             raise ValueError(
-                f"{slot.name} at {kind} {slot.base:#x}.."
-                f"{slot.base + slot.size - 1:#x} overlaps {who}"
+                f"{name} at {kind} {base:#x}..{base + size - 1:#x} overlaps "
+                f"{who}"
             )
+
+    def _place_ranges(self, slot: Slot, places: dict[str, int]) -> None:
+        """Find places for a device's further ranges."""
+        further = ranges(slot.device)
+        self._placing = [slot]  # what is placed is taken for the rest
+        try:
+            for at in further:
+                declared = getattr(type(slot.device), at.name)
+                base = places.pop(at.name, declared.place)
+                if base is None:
+                    base = self._free_range(at.size)
+                name = f"{slot.name}.{at.name}"
+                self._check_place(name, base, at.size, at.is_port)
+                at.base = base
+                slot.ranges.append(at)
+            if places:
+                raise ValueError(
+                    f"{slot.name} has no Range {', '.join(sorted(places))}"
+                )
+        except BaseException:
+            for at in further:
+                at.base = None
+            raise
+        finally:
+            self._placing = []
 
     def _choose_lines(self, slot: Slot, irq: int | None) -> None:
         names = irq_names(slot.device)
@@ -261,13 +302,13 @@ class Wiring:
         """Put a device on its bus and make its eventfds."""
         vm = self.vm
         assert vm is not None
-        bus = vm.pio if slot.is_port else vm.mmio
         native = slot.bus_device
         if isinstance(native, _vmm.VirtioMMIO):
             self._connect_eventfds(slot, native, vm)
         elif slot.lines:
             vm.wakers += 1
-        bus.add(slot.base, slot.size, native)
+        for base, size, is_port, device in slot.places():
+            (vm.pio if is_port else vm.mmio).add(base, size, device)
         if slot.threaded:
             self._start_thread(slot)
 
@@ -305,8 +346,8 @@ class Wiring:
             raise ValueError(f"{device!r} is not attached")
         self.slots.remove(slot)
         if self.vm is not None and not self.vm.closed:
-            bus = self.vm.pio if slot.is_port else self.vm.mmio
-            bus.remove(slot.base)
+            for base, _, is_port, _ in slot.places():
+                (self.vm.pio if is_port else self.vm.mmio).remove(base)
             native = slot.bus_device
             if isinstance(native, _vmm.VirtioMMIO):
                 if slot.threaded:
@@ -416,6 +457,8 @@ def forget(slot: Slot, closed: bool = False) -> None:
     if isinstance(device, Device) and not closed:
         device.machine = None
         device.base = None
+        for at in slot.ranges:
+            at.base = None
         for name in irq_names(device):
             irq: IrqLine = getattr(device, name)
             irq._machine = None
