@@ -39,6 +39,7 @@ region_init(struct vmm_region *region, const char **call)
 
     region->hva = NULL;
     region->fd = -1;
+    *call = "malloc";
     region->dirty = calloc(pages_to_words(region->len / VMM_PAGE_SIZE), 8);
     if (!region->dirty)
         return -ENOMEM;

@@ -134,14 +134,11 @@ vmm_vm_irqchip(struct vmm_vm *vm)
     err = vm_ioctl(vm, KVM_CREATE_IRQCHIP, NULL, "KVM_CREATE_IRQCHIP");
     if (err)
         return err;
+    vm->irqchip = true;
     err = mask_pic(vm, KVM_IRQCHIP_PIC_MASTER);
     if (err)
         return err;
-    err = mask_pic(vm, KVM_IRQCHIP_PIC_SLAVE);
-    if (err)
-        return err;
-    vm->irqchip = true;
-    return 0;
+    return mask_pic(vm, KVM_IRQCHIP_PIC_SLAVE);
 }
 
 int
@@ -209,28 +206,28 @@ default_routes(struct vmm_vm *vm)
     return 0;
 }
 
+/* The table is ours only once the kernel has taken it. */
 static int
 set_route(struct vmm_vm *vm, const struct kvm_irq_routing_entry *entry)
 {
     struct kvm_irq_routing *table;
-    unsigned kept = 0;
     int err = default_routes(vm);
 
     if (err)
         return err;
-    for (unsigned i = 0; i < vm->routes; i++) {
-        if (vm->route[i].gsi != entry->gsi)
-            vm->route[kept++] = vm->route[i];
-    }
-    vm->route[kept++] = *entry;
-    vm->routes = kept;
-
-    table = calloc(1, sizeof *table + kept * sizeof *entry);
+    table = calloc(1, sizeof *table + (vm->routes + 1) * sizeof *entry);
     if (!table)
         return -ENOMEM;
-    table->nr = kept;
-    memcpy(table->entries, vm->route, kept * sizeof *entry);
+    for (unsigned i = 0; i < vm->routes; i++) {
+        if (vm->route[i].gsi != entry->gsi)
+            table->entries[table->nr++] = vm->route[i];
+    }
+    table->entries[table->nr++] = *entry;
     err = vm_ioctl(vm, KVM_SET_GSI_ROUTING, table, "KVM_SET_GSI_ROUTING");
+    if (!err) {
+        memcpy(vm->route, table->entries, table->nr * sizeof *entry);
+        vm->routes = table->nr;
+    }
     free(table);
     return err;
 }
