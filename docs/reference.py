@@ -6,6 +6,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import FunctionType, MethodDescriptorType
 
 import pyvmm
 import pyvmm.devices
@@ -44,6 +45,24 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm.timers", "Timer"),
             ("pyvmm.testing", "Bus"),
             ("pyvmm", "Rng"),
+        ],
+    ),
+    (
+        "Virtio devices",
+        "The module `pyvmm.virtio`; [virtio-devices.md](virtio-devices.md) "
+        "says how to use it.\n",
+        [
+            ("pyvmm.virtio", "Device"),
+            ("pyvmm.virtio", "Queue"),
+            ("pyvmm.virtio", "Chain"),
+            ("pyvmm.virtio", "ShortChain"),
+            ("pyvmm.virtio", "StaleChain"),
+            ("pyvmm.virtio", "Struct"),
+            ("pyvmm.virtio", "Config"),
+            ("pyvmm.virtio", "driver"),
+            ("pyvmm.virtio.frontend", "Driver"),
+            ("pyvmm.virtio.frontend", "Requests"),
+            ("pyvmm.virtio.frontend", "Request"),
         ],
     ),
     (
@@ -136,18 +155,21 @@ def members(cls: type) -> list[tuple[str, str]]:
     for name, value in vars(cls).items():
         if name.startswith("_"):
             continue
-        if isinstance(value, property):
+        if isinstance(value, property) or inspect.isgetsetdescriptor(value):
             found.append((name, first_line(value)))
-        elif inspect.isfunction(value):
+        elif isinstance(value, FunctionType | MethodDescriptorType):
             found.append((signature(value, name), first_line(value)))
     return found
 
 
 def describe(module: str, name: str) -> str:
-    """One class."""
+    """One class or function."""
     cls = getattr(import_module(module), name)
     written = f"{module}.{name}"
     parts = [f"### {written}", "", prose(inspect.getdoc(cls) or "")]
+    if inspect.isfunction(cls):
+        parts[2:2] = [f"    {signature(cls, name)}", ""]
+        return "\n".join(parts) + "\n"
     made = "__init__" in vars(cls) and module == "pyvmm"
     if made and not issubclass(cls, BaseException):
         parts[2:2] = [f"    {signature(cls, name)}", ""]
@@ -165,7 +187,8 @@ def ready_made() -> str:
         for name, value in vars(module).items():
             if getattr(value, "__module__", "") != module.__name__:
                 continue
-            if isinstance(value, type) and issubclass(value, pyvmm.Device):
+            kinds = (pyvmm.Device, pyvmm.virtio.Device)
+            if isinstance(value, type) and issubclass(value, kinds):
                 lines.append(
                     f"| `{module.__name__}.{name}` | {first_line(value)} |"
                 )

@@ -21,6 +21,8 @@ Importing does nothing: each name is loaded when it is first used.
     registers.py   Reg: registers that a device declares
     timers.py      after() and every() of devices
     rng.py         Rng: a native virtio-rng
+    virtio/        virtio devices in Python, and a driver side to test them
+    native.py      what those two have in common
     wiring.py      addresses, lines and eventfds of attached devices
     console.py     output, input, expect
     image.py       what load() takes: ELF files, bytes, snippets
@@ -45,6 +47,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import boot as boot
     from . import testing as testing
+    from . import virtio as virtio
     from .boot import Boot as Boot
     from .boot.start_info import StartInfo as StartInfo
     from .device import Device as Device
@@ -92,13 +95,14 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "StartInfo",
     "boot",
     "testing",
+    "virtio",
 ]
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name in ("boot", "testing"):
+    if name in ("boot", "testing", "virtio"):
         return import_module(f".{name}", __name__)
     home = _HOME.get(name)
     if home is None:

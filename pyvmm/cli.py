@@ -206,7 +206,7 @@ def make_device(name: str) -> object:
     from importlib.util import module_from_spec, spec_from_file_location
 
     from .device import Device
-    from .rng import Rng
+    from .native import Native
 
     path, colon, wanted = name.rpartition(":")
     if not colon:
@@ -230,7 +230,7 @@ def make_device(name: str) -> object:
         value
         for value in vars(module).values()
         if isinstance(value, type)
-        and issubclass(value, Device | Rng)
+        and issubclass(value, Device | Native)
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
