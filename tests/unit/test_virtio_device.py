@@ -2,6 +2,7 @@
 """virtio.Device, Queue and virtio.driver: no KVM, no guest."""
 # ruff: noqa: RUF012 - queues are written as users write them
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -13,9 +14,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+)
 
 from pyvmm import Rng, _vmm, virtio
 from pyvmm.virtio import Chain, Queue, rings
+from pyvmm.virtio.frontend import Request
 
 
 class Hasher(virtio.Device):
@@ -650,6 +658,125 @@ def test_no_answer() -> None:
         pytest.raises(TimeoutError, match="head 0 has no answer"),
     ):
         drv.requests(b"x", timeout=0)
+
+
+# -- all of it, in any order ---------------------------------------------------
+
+ENDS = ("answer", "defer", "break", "raise", "short", "early")
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Requests, handlers that end in every way, resets.
+
+    Each request is worked on in the order it was sent, and answered once: when
+    its handler says so and not before, whatever becomes of the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drv = virtio.driver(Scripted(self.handle), queue_size=64)
+        self.plan: list[str] = []
+        self.sent: dict[bytes, Request] = {}
+        self.waiting: list[bytes] = []  # for a handler, in order
+        self.kept: list[tuple[Chain, bytes]] = []
+        self.stale: list[Chain] = []
+        self.answers: dict[bytes, bytes] = {}
+        self.number = 0
+        self.faults = 0
+
+    def teardown(self) -> None:
+        self.drv.close()
+
+    def handle(self, queue: Queue) -> None:
+        for chain in queue:
+            data = chain.read()
+            assert data == self.waiting[0]
+            end = self.plan.pop(0) if self.plan else "answer"
+            if end == "raise":
+                raise KeyError
+            self.waiting.pop(0)
+            if end == "defer":
+                chain.defer()
+                self.kept.append((chain, data))
+                continue
+            self.answers[data] = b"" if end == "short" else data
+            if end == "short":
+                self.faults += 1
+                chain.write(bytes(5))
+            chain.write(data)
+            if end == "early":
+                assert chain.complete()
+            if end == "break":
+                break
+
+    def notified(self, call: Callable[[], object]) -> None:
+        with contextlib.suppress(KeyError):
+            call()
+
+    @precondition(lambda self: len(self.sent) - len(self.answers) < 24)
+    @rule(count=st.integers(1, 8), cut=st.booleans())
+    def send(self, count: int, cut: bool) -> None:
+        for _ in range(count):
+            data = b"%04d" % self.number
+            self.number += 1
+            parts = [data[:1], data[1:]] if cut else [data]
+            if len(self.drv.requests._free) < 3:
+                return
+            self.waiting.append(data)
+            self.sent[data] = self.drv.requests.send(
+                *parts, reply=4, notify=False
+            )
+
+    @rule(ends=st.lists(st.sampled_from(ENDS), max_size=12))
+    def decide(self, ends: list[str]) -> None:
+        self.plan = ends
+
+    @rule()
+    def notify(self) -> None:
+        self.notified(self.drv.requests.notify)
+
+    @rule()
+    def process(self) -> None:
+        self.notified(self.drv.device.process)
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.kept) - 1))
+        chain, name = self.kept.pop(at)
+        self.answers[name] = name
+        chain.write(name)
+        assert chain.complete()
+
+    @rule()
+    def reset(self) -> None:
+        self.drv.reset()
+        self.stale += [chain for chain, _ in self.kept]
+        self.kept.clear()
+        self.sent.clear()
+        self.answers.clear()
+        self.waiting.clear()
+        self.drv.start()
+
+    @invariant()
+    def answered(self) -> None:
+        self.drv.requests.collect()
+        done = {
+            name: request.reply
+            for name, request in self.sent.items()
+            if request.done
+        }
+        assert done == self.answers
+        assert self.drv.device.faults == self.faults
+        assert not self.drv.broken
+        assert not any(chain.complete() for chain in self.stale)
+        self.stale.clear()
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None
+)
 
 
 # -- several queues, callbacks, configuration ----------------------------------
