@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* console.c - Console and ExitPort: the ports every machine has */
+#include <limits.h>
 #include <string.h>
 
 #include "../vmm/console.h"
@@ -74,21 +75,21 @@ console_dealloc(PyObject *op)
 int
 as_fd(PyObject *value, const char *name, int *out)
 {
-    int fd;
+    long fd;
 
     if (!value) {
         PyErr_Format(PyExc_AttributeError, "%s cannot be deleted", name);
         return -1;
     }
-    fd = _PyLong_AsInt(value);
+    fd = PyLong_AsLong(value);
     if (fd == -1 && PyErr_Occurred())
         return -1;
-    if (fd < -1) {
+    if (fd < -1 || fd > INT_MAX) {
         PyErr_Format(PyExc_ValueError,
-                     "%s %d is no file descriptor, nor -1 for none", name, fd);
+                     "%s %ld is no file descriptor, nor -1 for none", name, fd);
         return -1;
     }
-    *out = fd;
+    *out = (int)fd;
     return 0;
 }
 
