@@ -20,6 +20,8 @@ STATUS_TIMEOUT = 124
 STATUS_ERROR = 125
 STATUS_INTERRUPTED = 130  # 128 + SIGINT
 
+WATCH_SECONDS = 0.1  # between two looks at the files of devices
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv by default); the exit status."""
@@ -90,6 +92,11 @@ def make_parser() -> ArgumentParser:
         "--timeout", type=seconds, metavar="S", help="give up after S seconds"
     )
     run.add_argument(
+        "--watch",
+        action="store_true",
+        help="reload devices when their files change",
+    )
+    run.add_argument(
         "--trace",
         action="store_true",
         help="print each exit on the standard error",
@@ -127,6 +134,8 @@ def run_command(options: Namespace) -> int:
     with machine:
         try:
             feed_input(machine)
+            if options.watch:
+                watch(machine)
             stop = machine.run(timeout=options.timeout)
         except GuestError as exc:
             complain(str(exc))
@@ -271,6 +280,28 @@ def read_input(machine: Machine) -> None:
         machine.console.send(data)
 
 
+def watch(machine: Machine) -> None:
+    """Reload devices whose files change, from a thread, until the end."""
+    from threading import Thread
+    from time import sleep
+
+    from .reload import Watch
+
+    watched = Watch(machine)
+
+    def look() -> None:
+        while not machine.closed:
+            for path, exc in watched.look():
+                sys.stdout.flush()
+                if exc is None:
+                    complain(f"reloaded {path}")
+                else:
+                    sys.excepthook(type(exc), exc, exc.__traceback__)
+            sleep(WATCH_SECONDS)
+
+    Thread(target=look, name="pyvmm watch", daemon=True).start()
+
+
 def print_exit(exit: _vmm.Exit) -> None:
     """One line of --trace."""
     from .stop import describe_access, exit_name
@@ -279,10 +310,22 @@ def print_exit(exit: _vmm.Exit) -> None:
         text = describe_access(
             exit.pio, exit.write, exit.size, exit.addr, exit.value
         )
-        text = f"{exit_name(exit.reason)}: {text}"
+        text = f"{exit_name(exit.reason)}: {text}{register_name(exit)}"
     else:
         text = exit_name(exit.reason)
     print(text, file=sys.stderr)
+
+
+def register_name(exit: _vmm.Exit) -> str:
+    """What an access to a declared register is called, as " (Alarm.go)"."""
+    from .device import Device, RangeAt
+
+    at = exit.device
+    if not isinstance(at, Device | RangeAt) or at.base is None:
+        return ""
+    device = at.device if isinstance(at, RangeAt) else at
+    name = at.where(exit.addr - at.base, exit.size)
+    return f" ({type(device).__name__}.{name})" if name else ""
 
 
 # -- info --------------------------------------------------------------------

@@ -372,7 +372,7 @@ def declare(cls: type[Device]) -> None:
 
 
 def irq_names(device: object) -> list[str]:
-    """The names of the Irq() lines that a device's class declares."""
+    """The names of the Irq() lines that a device, or a class, declares."""
     return declared(device, Irq)
 
 
@@ -382,12 +382,13 @@ def ranges(device: object) -> list[RangeAt]:
 
 
 def declared(device: object, kind: type) -> list[str]:
-    """The names of what a device's class declares of one kind."""
+    """The names of what a device, or a class, declares of one kind."""
     names: list[str] = []
-    for owner in type(device).__mro__:
+    cls = device if isinstance(device, type) else type(device)
+    for owner in cls.__mro__:
         for name, value in vars(owner).items():
             # Not one that a subclass replaced by something else.
-            current = getattr(type(device), name, None)
+            current = getattr(cls, name, None)
             if isinstance(value, kind) and isinstance(current, kind):
                 names.append(name)
     return list(dict.fromkeys(names))

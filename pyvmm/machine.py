@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .cpu import Cpu
     from .debug import Point
+    from .device import Device
     from .image import Image
     from .stop import Stop
     from .symbols import Address
@@ -265,6 +266,24 @@ class Machine:
         """Take a device off; ValueError when it is not attached."""
         self._check_open()
         self._wiring.detach(device)
+
+    def reload(self, device: Device) -> None:
+        """Run the file of a device's class again, and let it go on with that.
+
+        The device stays the same object, attached where it is, with its
+        attributes and pending timers; `__init__` is not called. Registers keep
+        their values, new ones begin with their reset. A class with its own
+        save() and restore() has them called, the old and the new one. Works
+        between two exits of a guest that runs.
+
+        What the file raises leaves it, and the device as it was; so does
+        ValueError when the class has gone, or has another size, other lines or
+        ranges.
+        """
+        self._check_open()
+        from .reload import reload
+
+        reload(self, device)
 
     def _realise(self) -> _vmm.VM:
         """The VM, made now if it is not there yet."""

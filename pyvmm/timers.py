@@ -11,6 +11,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from math import isfinite
 from threading import RLock
+from types import MethodType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,6 +143,13 @@ class Timers:
         for _, _, timer in list(self._heap):
             if timer.device is device:
                 self.cancel(timer)
+
+    def renew(self, device: object) -> None:
+        """The device's class is another: its methods are those of that one."""
+        for _, _, timer in list(self._heap):
+            call = timer.call
+            if isinstance(call, MethodType) and call.__self__ is device:
+                timer.call = getattr(device, call.__name__, call)
 
     def next_ns(self) -> int:
         """When the next one is due, 0: none."""

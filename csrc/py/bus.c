@@ -285,6 +285,54 @@ bus_remove(PyObject *op, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(
+    refresh_doc,
+    "refresh($self, base, /)\n--\n\n"
+    "Look up the methods of the device whose range starts at `base` again.\n\n"
+    "Accesses that follow go to those; both change at once. Raises ValueError "
+    "when no\nrange of a Python device starts there.");
+
+static PyObject *
+bus_refresh(PyObject *op, PyObject *arg)
+{
+    struct vmm_bus *bus = open_bus(op);
+    PyObject *device, *read, *write, *old_read, *old_write;
+    struct vmm_range range = {0};
+    struct claim *claim;
+    uint64_t base;
+    bool found;
+
+    if (!bus || as_uint(arg, "base", UINT64_MAX, &base))
+        return NULL;
+    found = !vmm_bus_find(bus, base, 1, &range) && range.base == base;
+    claim = found ? range.owner : NULL;
+    if (!claim || !claim->read)
+        return PyErr_Format(PyExc_ValueError,
+                            "no range of a Python device starts at %S", arg);
+    device = Py_NewRef(claim->device);
+    read = method_of(device, "read");
+    write = read ? method_of(device, "write") : NULL;
+    /* Looking them up ran Python: the claim may have gone. */
+    found = write && !vmm_bus_find(bus, base, 1, &range) &&
+            range.owner == claim && claim->device == device;
+    Py_DECREF(device);
+    if (!found) {
+        if (write)
+            PyErr_Format(PyExc_ValueError, "no range starts at %S any more",
+                         arg);
+        Py_XDECREF(read);
+        Py_XDECREF(write);
+        return NULL;
+    }
+    old_read = claim->read;
+    old_write = claim->write;
+    claim->read = read;
+    claim->write = write;
+    Py_DECREF(old_read);
+    Py_DECREF(old_write);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(find_doc, "find($self, addr, size=1, /)\n--\n\n"
                        "The device that would answer this access, or None.");
 
@@ -499,6 +547,7 @@ bus_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 static PyMethodDef bus_methods[] = {
     {"add", (PyCFunction)(void (*)(void))bus_add, METH_FASTCALL, add_doc},
     {"remove", bus_remove, METH_O, remove_doc},
+    {"refresh", bus_refresh, METH_O, refresh_doc},
     {"find", (PyCFunction)(void (*)(void))bus_find, METH_FASTCALL, find_doc},
     {"read", (PyCFunction)(void (*)(void))bus_read, METH_FASTCALL, read_doc},
     {"write", (PyCFunction)(void (*)(void))bus_write, METH_FASTCALL, write_doc},

@@ -273,6 +273,12 @@ take_arguments(const char *function, PyObject *const *args, Py_ssize_t nargs,
     return 0;
 }
 
+/*
+ * Buffers may overlap: a chain of 2^32 bytes fits into any RAM. So many bytes
+ * are copied for who did not say how many.
+ */
+#define READ_ALL_MAX (64ULL << 20)
+
 /* Above this many bytes other Python threads may run while they are copied. */
 #define COPY_LONG (64ULL << 10)
 
@@ -315,9 +321,9 @@ PyDoc_STRVAR(
     "Copy out the next `size` of the readable bytes (-1: all that are left)."
     "\n\n"
     "Fewer come when the chain ends before. With `offset` those from there on, "
-    "and the\nposition stays. The driver decides how many there are, up to "
-    "2^32: give a size\nwhere a request has one. Raises ValueError for a "
-    "negative offset and once the\nchain is the driver's again.");
+    "and the\nposition stays. The driver decides how many there are: without a "
+    "size more than\n64 MiB raise ShortChain. Raises ValueError for a negative "
+    "offset and once the\nchain is the driver's again.");
 
 static PyObject *
 chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
@@ -343,6 +349,11 @@ chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     len = self->chain.readable_len - vmm_min(offset, self->chain.readable_len);
     if (size >= 0)
         len = vmm_min(len, (uint64_t)size);
+    else if (len > READ_ALL_MAX)
+        return PyErr_Format(state_of(Py_TYPE(self))->short_error,
+                            "chain %u has %llu bytes: too many to read without "
+                            "a size",
+                            self->chain.head, (unsigned long long)len);
     ret = copy_out(self, offset, len);
     if (ret && moves)
         self->at_read = offset + len;

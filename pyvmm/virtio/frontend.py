@@ -221,6 +221,10 @@ class Driver:
             name: field.unpack(data) for name, field in layout.fields.items()
         }
 
+    def __getitem__(self, name: str) -> Requests:
+        """A queue whose name is that of a method here."""
+        return self._requests[name]
+
     def __getattr__(self, name: str) -> Requests:
         requests: dict[str, Requests] = self.__dict__.get("_requests", {})
         if name not in requests:

@@ -166,6 +166,17 @@ def test_take_wants_all() -> None:
         assert got == [(1, 2)] and drv.device.faults == 1
 
 
+def test_a_chain_longer_than_ram() -> None:
+    """Overlapping buffers: nobody allocates what the guest says."""
+    with virtio.driver(Hasher()) as drv:
+        ring = drv.raw.ring[0]
+        ring.set_chain([(0, 15 << 20, 0)] * 200)
+        ring.offer(0)
+        drv.raw.notify()
+        assert drv.device.faults == 1 and not drv.broken
+        assert ring.take() == (0, 0)
+
+
 def test_views_are_guest_memory() -> None:
     def body(queue: Queue) -> None:
         for chain in queue:
@@ -822,6 +833,7 @@ def test_two_queues() -> None:
         drv.send(b"two")
         assert [frame.wait() for frame in frames] == [b"one", b"two"]
         assert drv.receive.ring.size == 8 and drv.send.ring.size == 16
+        assert drv["send"] is drv.send
         with pytest.raises(AttributeError, match="no queue 'other'"):
             drv.other(b"x")
 
