@@ -78,10 +78,18 @@ def why_not() -> str | None:
     if os.path.exists(DEVICE):
         import grp
 
-        group = grp.getgrgid(os.stat(DEVICE).st_gid).gr_name
+        about = os.stat(DEVICE)
+        if about.st_mode & 0o060 != 0o060:
+            return (
+                f"only root may use {DEVICE}: "
+                f"`sudo chgrp kvm {DEVICE} && sudo chmod 660 {DEVICE}`, then "
+                "join that group: `sudo usermod -aG kvm $USER`, and log in "
+                "again"
+            )
+        group = grp.getgrgid(about.st_gid).gr_name
         return (
-            f"no permission to use {DEVICE}: `sudo usermod -aG {group} $USER`,"
-            " then log in again"
+            f"{DEVICE} is for a group: `sudo usermod -aG {group} $USER`, then "
+            "log in again"
         )
     flags = _cpu_flags()
     if not flags & {"vmx", "svm"}:

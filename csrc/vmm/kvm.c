@@ -36,8 +36,7 @@ static const struct {
      "and enable virtualisation in the firmware or, inside a virtual machine, "
      "nested virtualisation"},
     {"open /dev/kvm", EACCES,
-     "you may not open it: join its group (sudo usermod -aG kvm $USER, then "
-     "log in again) or run as root"},
+     "the device file is not for this user: join its group or run as root"},
     {"open /dev/kvm", EPERM,
      "the container or sandbox forbids it: pass the device in (for example "
      "--device /dev/kvm)"},

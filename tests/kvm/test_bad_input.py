@@ -81,4 +81,7 @@ def test_why_there_is_no_kvm(monkeypatch, tmp_path: Path) -> None:
     assert "shows no virtualization" in str(host.why_not())
     (tmp_path / "kvm").touch()
     monkeypatch.setattr(host.os, "access", lambda *args: False)
-    assert "usermod -aG root" in str(host.why_not())
+    (tmp_path / "kvm").chmod(0o600)
+    assert "chmod 660" in str(host.why_not())
+    (tmp_path / "kvm").chmod(0o660)
+    assert "is for a group: `sudo usermod -aG root" in str(host.why_not())
