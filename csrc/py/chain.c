@@ -86,6 +86,31 @@ chain_traverse(PyObject *op, visitproc visit, void *arg)
     return 0;
 }
 
+/*
+ * Nobody can complete it any more, and the driver would wait for ever: it is
+ * completed as it is, with a warning.
+ */
+static void
+complete_forgotten(struct chain *self)
+{
+    struct vmm_virtio_mmio *dev = self->virtio->dev;
+    PyObject *type, *value, *trace;
+    PyThreadState *thread;
+    int err;
+
+    PyErr_Fetch(&type, &value, &trace);
+    thread = lock_acquire(self->lock);
+    err = vmm_virtio_mmio_push(dev, self->queue, &self->chain, self->written);
+    if (!err)
+        vmm_virtio_mmio_used(dev, self->queue);
+    lock_release(self->lock, thread);
+    if (!err && PyErr_ResourceWarning(
+                    NULL, 1, "chain %u was deferred and never completed",
+                    self->chain.head))
+        PyErr_WriteUnraisable(self->owner);
+    PyErr_Restore(type, value, trace);
+}
+
 /* No tp_clear: a cycle passes through a dict or a callable that can be cleared,
  * and without its owner a chain is nothing. */
 static void
@@ -95,6 +120,8 @@ chain_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
 
     PyObject_GC_UnTrack(op);
+    if (self->deferred && !self->pushed && self->virtio && self->virtio->open)
+        complete_forgotten(self);
     vmm_chain_fini(&self->chain);
     if (self->memory)
         memory_release(self->memory);
@@ -436,7 +463,9 @@ PyDoc_STRVAR(
     chain_defer_doc,
     "defer($self, /)\n--\n\n"
     "The end of the loop's body shall not complete it: complete() will.\n\n"
-    "Raises ValueError when its turn is over, or it was popped by hand.");
+    "One that is forgotten is completed when it is collected, with a "
+    "ResourceWarning.\nRaises ValueError when its turn is over, or it was "
+    "popped by hand.");
 
 static PyObject *
 chain_defer(PyObject *op, PyObject *unused)

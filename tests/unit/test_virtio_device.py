@@ -526,6 +526,22 @@ def test_defer_and_complete() -> None:
             thread.join()
 
 
+def test_deferred_and_forgotten() -> None:
+    """It would hang the guest: it is completed, and said so."""
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            chain.write(b"so far")
+            chain.defer()
+
+    with drive(body) as drv:
+        with pytest.warns(ResourceWarning, match="chain 0 was deferred"):
+            assert drv.requests(reply=8) == b"so far"
+        with pytest.warns(ResourceWarning):
+            drv.requests.send(b"x", reply=8)
+        assert indices(drv) == (2, 0)
+
+
 def test_complete_in_the_loop() -> None:
     late: list[Chain] = []
 
