@@ -135,19 +135,23 @@ vmm_bus_find(struct vmm_bus *bus, uint64_t addr, unsigned len,
     return range ? 0 : -ENOENT;
 }
 
-int
-vmm_bus_read(struct vmm_bus *bus, uint64_t addr, unsigned len, uint64_t *val,
-             struct vmm_range *out)
+static int
+access(struct vmm_bus *bus, uint64_t addr, unsigned len, bool write,
+       uint64_t *val, struct vmm_range *out)
 {
     const struct vmm_range *range;
     int answer = VMM_BUS_OUTSIDE;
+    uint64_t offset;
 
     pthread_rwlock_rdlock(&bus->lock);
     range = look_up(bus, addr, len);
+    offset = range ? addr - range->base : 0;
     if (!range)
         answer = -ENOENT;
+    else if (range->ops && write)
+        answer = range->ops->write(range->dev, offset, len, *val);
     else if (range->ops)
-        answer = range->ops->read(range->dev, addr - range->base, len, val);
+        answer = range->ops->read(range->dev, offset, len, val);
     if (answer > 0)
         *out = *range;
     pthread_rwlock_unlock(&bus->lock);
@@ -155,20 +159,15 @@ vmm_bus_read(struct vmm_bus *bus, uint64_t addr, unsigned len, uint64_t *val,
 }
 
 int
+vmm_bus_read(struct vmm_bus *bus, uint64_t addr, unsigned len, uint64_t *val,
+             struct vmm_range *out)
+{
+    return access(bus, addr, len, false, val, out);
+}
+
+int
 vmm_bus_write(struct vmm_bus *bus, uint64_t addr, unsigned len, uint64_t val,
               struct vmm_range *out)
 {
-    const struct vmm_range *range;
-    int answer = VMM_BUS_OUTSIDE;
-
-    pthread_rwlock_rdlock(&bus->lock);
-    range = look_up(bus, addr, len);
-    if (!range)
-        answer = -ENOENT;
-    else if (range->ops)
-        answer = range->ops->write(range->dev, addr - range->base, len, val);
-    if (answer > 0)
-        *out = *range;
-    pthread_rwlock_unlock(&bus->lock);
-    return answer;
+    return access(bus, addr, len, true, &val, out);
 }
