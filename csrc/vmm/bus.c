@@ -136,8 +136,8 @@ vmm_bus_find(struct vmm_bus *bus, uint64_t addr, unsigned len,
 }
 
 static int
-access(struct vmm_bus *bus, uint64_t addr, unsigned len, bool write,
-       uint64_t *val, struct vmm_range *out)
+access_range(struct vmm_bus *bus, uint64_t addr, unsigned len, bool write,
+             uint64_t *val, struct vmm_range *out)
 {
     const struct vmm_range *range;
     int answer = VMM_BUS_OUTSIDE;
@@ -162,12 +162,12 @@ int
 vmm_bus_read(struct vmm_bus *bus, uint64_t addr, unsigned len, uint64_t *val,
              struct vmm_range *out)
 {
-    return access(bus, addr, len, false, val, out);
+    return access_range(bus, addr, len, false, val, out);
 }
 
 int
 vmm_bus_write(struct vmm_bus *bus, uint64_t addr, unsigned len, uint64_t val,
               struct vmm_range *out)
 {
-    return access(bus, addr, len, true, &val, out);
+    return access_range(bus, addr, len, true, &val, out);
 }
