@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from pyvmm import _vmm
+from pyvmm import Device, Reg, _vmm
 
 from .bare import Bare
 from .measure import Figure, Found, Step, pairs, ratio, timed
@@ -33,6 +33,14 @@ class PythonDevice:
 
     def write(self, offset: int, size: int, value: int) -> None:
         pass
+
+
+class DeclaredDevice(Device):
+    """The same as a declared register."""
+
+    size = 16
+    reg = Reg(0x0, 1)
+    other = Reg(0x4, 1)  # where the console has its second port
 
 
 class Guest:
@@ -215,7 +223,12 @@ def in_python(effort: float) -> Iterator[Row]:
     kvm = _vmm.KVM()
     rounds, count = round(10 * effort), 100
     for mode, ring in MODES.items():
-        for op, name in ((READ, "read"), (WRITE, "write")):
+        for kind, op, name in (
+            (PythonDevice, READ, "read"),
+            (PythonDevice, WRITE, "write"),
+            (DeclaredDevice, READ, "declared register, read"),
+            (DeclaredDevice, WRITE, "declared register, write"),
+        ):
             values: list[float] = []
             for _ in range(rounds):
                 console = native(op)
@@ -224,7 +237,7 @@ def in_python(effort: float) -> Iterator[Row]:
                 guest.set_count(exits)
                 found = pairs(
                     swapped(guest, console),
-                    swapped(guest, PythonDevice()),
+                    swapped(guest, kind()),
                     count,
                 )
                 values += [(b - a) / exits for a, b in found]
@@ -238,12 +251,16 @@ def in_python(effort: float) -> Iterator[Row]:
 
 def dispatch(effort: float) -> Iterator[Row]:
     """The dispatcher alone, hot."""
-    guest = Guest(_vmm.KVM(), "protected", READ, PythonDevice())
-    bus, port = guest.vm.pio, PORTS[READ]
-    values = [
-        _vmm.bench_dispatch(bus, port, 1, 2000)
-        for _ in range(round(500 * effort))
-    ]
-    guest.close()
-    yield Row("dispatch to a Python device, hot loop, read",
-              Figure(values), 80, unit="ns", digits=0)  # fmt: skip
+    for kind, name in (
+        (PythonDevice, "Python device"),
+        (DeclaredDevice, "declared register"),
+    ):
+        guest = Guest(_vmm.KVM(), "protected", READ, kind())
+        bus, port = guest.vm.pio, PORTS[READ]
+        values = [
+            _vmm.bench_dispatch(bus, port, 1, 2000)
+            for _ in range(round(500 * effort))
+        ]
+        guest.close()
+        yield Row(f"dispatch to a {name}, hot loop, read",
+                  Figure(values), 80, unit="ns", digits=0)  # fmt: skip

@@ -243,7 +243,7 @@ class Device:
     is_port: bool = False
     name: str = ""
     _layout: Layout | None = None
-    _registers: dict[str, int]
+    _registers: dict[str, int]  # always the same dict: buses know it
     _timers: Timers | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -367,7 +367,8 @@ def declare(cls: type[Device]) -> None:
     for name, made in zip(("read", "write"), methods, strict=True):
         # What a subclass has written itself stays; it may call super().
         now = getattr(cls, name)
-        if now is getattr(Device, name) or now.__module__ == REGISTERS:
+        is_made = hasattr(now, "plain") and not hasattr(now, "__wrapped__")
+        if now is getattr(Device, name) or is_made:
             setattr(cls, name, made)
 
 

@@ -451,4 +451,8 @@ def make_methods(layout: Layout) -> tuple[ReadMethod, WriteMethod]:
         else:
             setters[offset](self, value)
 
+    # Seen by the binding, which then serves plain registers without a call:
+    # out of the dict that is `_registers` when the range is put on the bus.
+    read.plain = plain_reads  # type: ignore[attr-defined]
+    write.plain = plain_writes  # type: ignore[attr-defined]
     return read, write

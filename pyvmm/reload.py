@@ -128,7 +128,8 @@ def adopt(
         rebind(machine, slot)
         if state is not None:
             device.restore(state)
-        device._registers = {name: device._registers[name] for name in kept}
+        for name in values.keys() - kept.keys():
+            del device._registers[name]
     except BaseException:
         device.__class__ = old
         for name in vars(device).keys() - before.keys():

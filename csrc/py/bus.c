@@ -4,6 +4,8 @@
 
 #include "py.h"
 
+#define MAX_ACCESS 8 /* bytes */
+
 struct bus {
     PyObject_HEAD
     struct vm *vm;
@@ -69,12 +71,22 @@ bus_ports(PyObject *op)
 
 /* -- claims ---------------------------------------------------------------- */
 
+/* All that is looked up in the device. */
+static void
+claim_clear(struct claim *claim)
+{
+    Py_CLEAR(claim->read);
+    Py_CLEAR(claim->write);
+    Py_CLEAR(claim->values);
+    Py_CLEAR(claim->plain_reads);
+    Py_CLEAR(claim->plain_writes);
+}
+
 static void
 claim_free(struct claim *claim)
 {
+    claim_clear(claim);
     Py_XDECREF(claim->device);
-    Py_XDECREF(claim->read);
-    Py_XDECREF(claim->write);
     PyMem_Free(claim);
 }
 
@@ -85,6 +97,9 @@ ports_traverse(struct ports *ports, visitproc visit, void *arg)
         Py_VISIT(ports->claim[i]->device);
         Py_VISIT(ports->claim[i]->read);
         Py_VISIT(ports->claim[i]->write);
+        Py_VISIT(ports->claim[i]->values);
+        Py_VISIT(ports->claim[i]->plain_reads);
+        Py_VISIT(ports->claim[i]->plain_writes);
     }
     return 0;
 }
@@ -148,6 +163,51 @@ method_of(PyObject *device, const char *name)
     return NULL;
 }
 
+/*
+ * The tables that a method made for registers has, or NULL. functools.wraps
+ * copies them to what is around such a method, which is to be called.
+ */
+static PyObject *
+plain_of(PyObject *method)
+{
+    PyObject *plain = PyObject_GetAttrString(method, "plain");
+    bool good = plain && PyTuple_CheckExact(plain) &&
+                PyTuple_GET_SIZE(plain) == MAX_ACCESS + 1;
+
+    good = good && !PyObject_HasAttrString(method, "__wrapped__");
+    for (Py_ssize_t i = 0; good && i <= MAX_ACCESS; i++)
+        good = PyDict_CheckExact(PyTuple_GET_ITEM(plain, i));
+    if (good)
+        return plain;
+    PyErr_Clear();
+    Py_XDECREF(plain);
+    return NULL;
+}
+
+/* Looks up what answers for the device. 0, or -1 with an exception. */
+static int
+claim_look_up(struct claim *claim, PyObject *device)
+{
+    claim->read = method_of(device, "read");
+    claim->write = claim->read ? method_of(device, "write") : NULL;
+    if (!claim->write) {
+        claim_clear(claim);
+        return -1;
+    }
+    if (!PyMethod_Check(claim->read) || !PyMethod_Check(claim->write))
+        return 0;
+    claim->plain_reads = plain_of(claim->read);
+    claim->plain_writes = plain_of(claim->write);
+    claim->values =
+        PyObject_GetAttrString(PyMethod_GET_SELF(claim->read), "_registers");
+    if (!claim->values || !PyDict_CheckExact(claim->values) ||
+        PyMethod_GET_SELF(claim->read) != PyMethod_GET_SELF(claim->write)) {
+        PyErr_Clear();
+        Py_CLEAR(claim->values);
+    }
+    return 0;
+}
+
 /* Fills the range's ops and the claim for `device`. */
 static struct claim *
 claim_new(struct state *state, PyObject *device, uint64_t size,
@@ -175,9 +235,7 @@ claim_new(struct state *state, PyObject *device, uint64_t size,
                      Py_TYPE(device)->tp_name, (unsigned long)native.size,
                      (unsigned long)size);
     } else if (!PyErr_Occurred()) {
-        claim->read = method_of(device, "read");
-        claim->write = claim->read ? method_of(device, "write") : NULL;
-        if (claim->write)
+        if (!claim_look_up(claim, device))
             return claim;
     }
     claim_free(claim);
@@ -296,9 +354,9 @@ static PyObject *
 bus_refresh(PyObject *op, PyObject *arg)
 {
     struct vmm_bus *bus = open_bus(op);
-    PyObject *device, *read, *write, *old_read, *old_write;
+    struct claim *claim, fresh = {0}, old;
     struct vmm_range range = {0};
-    struct claim *claim;
+    PyObject *device;
     uint64_t base;
     bool found;
 
@@ -310,26 +368,26 @@ bus_refresh(PyObject *op, PyObject *arg)
         return PyErr_Format(PyExc_ValueError,
                             "no range of a Python device starts at %S", arg);
     device = Py_NewRef(claim->device);
-    read = method_of(device, "read");
-    write = read ? method_of(device, "write") : NULL;
-    /* Looking them up ran Python: the claim may have gone. */
-    found = write && !vmm_bus_find(bus, base, 1, &range) &&
-            range.owner == claim && claim->device == device;
-    Py_DECREF(device);
-    if (!found) {
-        if (write)
-            PyErr_Format(PyExc_ValueError, "no range starts at %S any more",
-                         arg);
-        Py_XDECREF(read);
-        Py_XDECREF(write);
+    if (claim_look_up(&fresh, device)) {
+        Py_DECREF(device);
         return NULL;
     }
-    old_read = claim->read;
-    old_write = claim->write;
-    claim->read = read;
-    claim->write = write;
-    Py_DECREF(old_read);
-    Py_DECREF(old_write);
+    /* Looking them up ran Python: the claim may have gone. */
+    found = !vmm_bus_find(bus, base, 1, &range) && range.owner == claim &&
+            claim->device == device;
+    Py_DECREF(device);
+    if (!found) {
+        claim_clear(&fresh);
+        return PyErr_Format(PyExc_ValueError, "no range starts at %S any more",
+                            arg);
+    }
+    old = *claim;
+    claim->read = fresh.read;
+    claim->write = fresh.write;
+    claim->values = fresh.values;
+    claim->plain_reads = fresh.plain_reads;
+    claim->plain_writes = fresh.plain_writes;
+    claim_clear(&old);
     Py_RETURN_NONE;
 }
 
@@ -373,16 +431,58 @@ bad_answer(PyObject *device, uint64_t offset, unsigned len, PyObject *got)
     return -1;
 }
 
+/*
+ * The name of the register that this access is, if that just keeps a value;
+ * NULL for all others. Borrowed: nothing here runs Python code.
+ */
+static PyObject *
+plain_name(const struct claim *claim, PyObject *tables, PyObject *offset,
+           unsigned len)
+{
+    PyObject *name;
+
+    if (!claim->values || !tables || !offset)
+        return NULL;
+    name = PyDict_GetItemWithError(PyTuple_GET_ITEM(tables, len), offset);
+    if (!name || !PyUnicode_CheckExact(name))
+        return NULL;
+    return PyDict_Contains(claim->values, name) == 1 ? name : NULL;
+}
+
+/* Whether the value was read without a call. */
+static bool
+plain_read(const struct claim *claim, PyObject *offset, unsigned len,
+           uint64_t *val)
+{
+    PyObject *name = plain_name(claim, claim->plain_reads, offset, len);
+    PyObject *value = NULL;
+
+    if (name)
+        value = PyDict_GetItemWithError(claim->values, name);
+    if (!value || !PyLong_CheckExact(value))
+        return false;
+    *val = PyLong_AsUnsignedLongLong(value);
+    if (*val <= vmm_ones(len) && !PyErr_Occurred())
+        return true;
+    PyErr_Clear(); /* read() says what is wrong */
+    return false;
+}
+
 static int
 call_read(const struct claim *claim, uint64_t offset, unsigned len,
           uint64_t *val)
 {
     PyObject *stack[3] = {NULL, NULL, NULL};
-    PyObject *read = Py_NewRef(claim->read), *ret = NULL;
-    PyObject *device = Py_NewRef(claim->device);
+    PyObject *read, *device, *ret = NULL;
     int err = -1;
 
     stack[1] = PyLong_FromUnsignedLongLong(offset);
+    if (plain_read(claim, stack[1], len, val)) {
+        Py_DECREF(stack[1]);
+        return 0;
+    }
+    read = Py_NewRef(claim->read);
+    device = Py_NewRef(claim->device);
     stack[2] = PyLong_FromLong((long)len);
     if (stack[1] && stack[2])
         ret = PyObject_Vectorcall(read, stack + 1,
@@ -409,20 +509,30 @@ call_write(const struct claim *claim, uint64_t offset, unsigned len,
            uint64_t val)
 {
     PyObject *stack[4] = {NULL, NULL, NULL, NULL};
-    PyObject *write = Py_NewRef(claim->write), *ret = NULL;
+    PyObject *write = NULL, *name, *ret = NULL;
+    int err = -1;
 
     stack[1] = PyLong_FromUnsignedLongLong(offset);
-    stack[2] = PyLong_FromLong((long)len);
     stack[3] = PyLong_FromUnsignedLongLong(val);
+    name = plain_name(claim, claim->plain_writes, stack[1], len);
+    if (name && stack[3]) {
+        err = PyDict_SetItem(claim->values, name, stack[3]);
+        goto out;
+    }
+    write = Py_NewRef(claim->write);
+    stack[2] = PyLong_FromLong((long)len);
     if (stack[1] && stack[2] && stack[3])
         ret = PyObject_Vectorcall(write, stack + 1,
                                   3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    err = ret ? 0 : -1;
+
+out:
     Py_XDECREF(stack[1]);
     Py_XDECREF(stack[2]);
     Py_XDECREF(stack[3]);
-    Py_DECREF(write);
+    Py_XDECREF(write);
     Py_XDECREF(ret);
-    return ret ? 0 : -1;
+    return err;
 }
 
 static int

@@ -142,6 +142,13 @@ struct claim {
     PyObject *read; /* bound methods, NULL for native devices */
     PyObject *write;
     /*
+     * Registers that just keep a value, see pyvmm/registers.py: their values by
+     * name, and by the size of an access dicts from offsets to names. Or NULL.
+     */
+    PyObject *values;
+    PyObject *plain_reads;
+    PyObject *plain_writes;
+    /*
      * Called with the GIL when a native device answered VMM_BUS_OWNER. 0, or
      * -1 with an exception.
      */

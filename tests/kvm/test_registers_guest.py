@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers and ranges of devices in front of a guest."""
 
+import functools
+
 import pytest
 
 import pyvmm
@@ -69,3 +71,67 @@ def test_a_bad_answer_names_the_access() -> None:
         m.load(asm="mov eax, [0xd0000000]")
         with pytest.raises(TypeError, match=r"Bad.read\(0, 4\) returned None"):
             m.run(timeout=20)
+
+
+class Plain(pyvmm.Device):
+    reg = pyvmm.Reg(0x0, 4, reset=1)
+
+
+READ_AND_EXIT = "mov eax, [0xd0000000]; out 0xf4, al; "
+
+
+def test_values_that_the_host_sets() -> None:
+    with pyvmm.Machine() as m:
+        device = m.attach(Plain())
+        m.load(asm=READ_AND_EXIT * 3)
+        assert m.run(timeout=20).status == 1
+        device.reg = 2
+        assert m.run(timeout=20).status == 2
+        device.restore({"reg": 3})
+        assert m.run(timeout=20).status == 3
+
+
+def wrapped(cls):
+    """The class with methods around those that were made."""
+
+    class Wrapped(cls):
+        @functools.wraps(cls.read)
+        def read(self, offset, size):
+            return super().read(offset, size) + 1
+
+        @functools.wraps(cls.write)
+        def write(self, offset, size, value):
+            super().write(offset, size, value + 1)
+
+    return Wrapped
+
+
+def overridden(cls):
+    """The same without traces of the methods around which they are."""
+
+    class Overridden(cls):
+        def read(self, offset, size):
+            return super().read(offset, size) + 1
+
+        def write(self, offset, size, value):
+            super().write(offset, size, value + 1)
+
+    return Overridden
+
+
+@pytest.mark.parametrize("around", [wrapped, overridden])
+def test_own_methods_are_called(around) -> None:
+    with pyvmm.Machine() as m:
+        device = m.attach(around(Plain)())
+        m.load(asm="mov dword ptr [0xd0000000], 5; " + READ_AND_EXIT)
+        assert m.run(timeout=20).status == 7
+    assert device.reg == 6
+
+
+def test_methods_of_the_instance_are_called() -> None:
+    device = Plain()
+    device.read = lambda offset, size: 9
+    with pyvmm.Machine() as m:
+        m.attach(device)
+        m.load(asm=READ_AND_EXIT)
+        assert m.run(timeout=20).status == 9
