@@ -19,6 +19,7 @@
 #include "py.h"
 
 #define BATCH  32
+#define AHEAD  (3 * BATCH) /* a batch, and what could not go back */
 #define BUDGET 4096 /* chains that a worker takes before it looks around */
 
 struct queue {
@@ -29,7 +30,7 @@ struct queue {
     unsigned index;
     unsigned room; /* chains that the next batch may have: doubles */
     unsigned next, end;
-    struct chain *ahead[BATCH]; /* [next .. end) are still to be handed out */
+    struct chain *ahead[AHEAD]; /* [next .. end) are still to be handed out */
     unsigned dones;
     struct chain *done[BATCH];
     unsigned spares;
@@ -38,9 +39,9 @@ struct queue {
     unsigned budget;
     uint64_t faults;
     uint64_t round; /* handlers that failed: loops from before are void */
-    bool exchanging;
-    bool busy;  /* work() runs */
-    bool again; /* and was called meanwhile */
+    bool refilling; /* a thread is at it */
+    bool busy;      /* work() runs */
+    bool again;     /* and was called meanwhile */
 };
 
 struct loop {
@@ -55,7 +56,7 @@ struct loop {
 struct exchange {
     struct chain *push[BATCH];
     unsigned pushes;
-    struct chain *unpop[BATCH + 1]; /* in the order they were popped */
+    struct chain *unpop[AHEAD + 1]; /* in the order they were popped */
     unsigned unpops;                /* left there: it could not be */
     struct chain *pop[BATCH];
     unsigned room;
@@ -98,11 +99,9 @@ exchange(struct queue *self, struct exchange *todo)
     struct vmm_virtio_mmio *dev = self->virtio->dev;
     PyThreadState *thread;
 
-    self->exchanging = true;
     thread = lock_acquire(&dev->lock);
     exchange_locked(dev, self->index, todo);
     lock_release(&dev->lock, thread);
-    self->exchanging = false;
     for (unsigned i = 0; i < todo->pushes; i++)
         todo->push[i]->pushed = true;
 }
@@ -153,6 +152,24 @@ finish(struct queue *self, struct chain *chain)
     self->done[self->dones++] = chain;
 }
 
+/* To be handed out. Another thread may have left more than there is room for:
+ * those are completed as they are. */
+static void
+append(struct queue *self, struct chain **chain, unsigned count)
+{
+    unsigned left = self->end - self->next;
+
+    memmove(self->ahead, self->ahead + self->next, left * sizeof *chain);
+    self->next = 0;
+    self->end = left;
+    for (unsigned i = 0; i < count; i++) {
+        if (self->end < AHEAD)
+            self->ahead[self->end++] = chain[i];
+        else
+            finish(self, chain[i]);
+    }
+}
+
 /*
  * Everything that was popped and not handed out goes back to the virtqueue,
  * and before that `current`, whose reference it takes (NULL: none). What cannot
@@ -161,7 +178,7 @@ finish(struct queue *self, struct chain *chain)
 static void
 give_back(struct queue *self, struct chain *current)
 {
-    struct chain *chain[BATCH + 1];
+    struct chain *chain[AHEAD + 1];
     struct exchange todo;
     unsigned count = 0;
 
@@ -174,14 +191,11 @@ give_back(struct queue *self, struct chain *current)
     memcpy(todo.unpop, chain, count * sizeof *chain);
     todo.unpops = count;
     exchange(self, &todo);
-    for (unsigned i = 0; i < count; i++) {
-        if (i < todo.unpops && self->end < BATCH) {
-            self->ahead[self->end++] = chain[i];
-            continue;
-        }
+    for (unsigned i = todo.unpops; i < count; i++) {
         chain[i]->returned = true;
         recycle(self, &chain[i], 1);
     }
+    append(self, chain, todo.unpops);
 }
 
 /* Chains for the next batch. How many, or -1 with an exception. */
@@ -223,8 +237,8 @@ refill(struct queue *self)
 {
     struct exchange todo;
 
-    if (self->exchanging)
-        return 0; /* another thread is at it */
+    if (self->refilling)
+        return 0;
     if (!self->virtio->open) {
         raise_closed((PyObject *)self->virtio);
         return -1;
@@ -238,12 +252,12 @@ refill(struct queue *self)
     todo.unpops = todo.popped = 0;
     todo.err = 0;
     take_done(self, &todo);
+    self->refilling = true;
     exchange(self, &todo);
+    self->refilling = false;
     recycle(self, todo.push, todo.pushes);
     recycle(self, todo.pop + todo.popped, todo.room - todo.popped);
-    memcpy(self->ahead, todo.pop, todo.popped * sizeof *todo.pop);
-    self->next = 0;
-    self->end = todo.popped;
+    append(self, todo.pop, todo.popped);
     if (todo.popped == self->room)
         self->room = vmm_min(2 * self->room, (unsigned)BATCH);
     if (self->virtio->dev->doorbell_fd >= 0)

@@ -687,6 +687,40 @@ def test_no_answer() -> None:
         drv.requests(b"x", timeout=0)
 
 
+def test_threads_that_iterate_the_same_queue() -> None:
+    """Each chain goes to one of them, whatever becomes of it there."""
+    done: list[bytes] = []
+
+    def take_some(queue: Queue, number: int) -> None:
+        for turn in range(200):
+            with contextlib.suppress(KeyError):
+                for chain in queue:
+                    if (turn + number) % 3 == 0:
+                        raise KeyError
+                    data = chain.read()
+                    chain.write(data)
+                    done.append(data)
+                    if (turn + number) % 3 == 1:
+                        break
+
+    with drive(lambda queue: None) as drv:
+        queue = drv.device.queue["requests"]
+        for i in range(30):
+            drv.requests.send(b"%02d" % i, reply=2, notify=False)
+        threads = [
+            threading.Thread(target=take_some, args=(queue, i))
+            for i in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for chain in queue:
+            done.append(chain.read())
+        assert sorted(done) == [b"%02d" % i for i in range(30)]
+        assert indices(drv) == (30, 0)
+
+
 # -- all of it, in any order ---------------------------------------------------
 
 ENDS = ("answer", "defer", "break", "raise", "short", "early")
