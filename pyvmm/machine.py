@@ -254,9 +254,9 @@ class Machine:
         command line, the class's name in lower case by default. `places`:
         addresses or ports of further ranges (`Range`), by name.
 
-        The device is a Device, any object with size, read() and write(), an
-        Rng, or a `_vmm.VirtioMMIO`. Raises ValueError naming the occupant when
-        the place is taken. Works while the guest runs, too.
+        The device is a Device, any object with size, read() and write(), a
+        virtio.Device, an Rng, or a `_vmm.VirtioMMIO`. Raises ValueError naming
+        the occupant when the place is taken. Works while the guest runs, too.
         """
         self._check_open()
         self._wiring.attach(device, mmio, port, irq, name, places)
