@@ -57,7 +57,8 @@ class Device(Native):
     subclass need not call `super().__init__`.
 
     Threads: one call of a queue's handler at a time. Inline they run on the
-    thread of the vCPU that notified, else all on the device's own.
+    thread of the vCPU that notified, else all on the device's own. reset(),
+    negotiated(), started() and configured() run on the vCPU's thread.
     """
 
     device_id: ClassVar[int]
