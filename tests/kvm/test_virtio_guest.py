@@ -192,3 +192,19 @@ def test_two_devices() -> None:
         load(m, "")
         assert m.run(timeout=20).status == 0
     assert m.console.text.startswith("1 bytes 55\n")
+
+
+@pytest.mark.parametrize("notify", ["inline", "thread"])
+def test_a_guest_that_breaks_the_rules(notify: str) -> None:
+    """The abuse guest, which looks for a virtio-rng, finds one in Python."""
+
+    class Zeros(Scripted):
+        device_id = 4
+
+    device = Zeros(lambda q: [c.write(bytes(c.writable_size)) for c in q])
+    device.notify = notify
+    with pyvmm.Machine() as m:
+        m.attach(device)
+        load(m, "", "abuse")
+        assert m.run(timeout=20).status == 0, m.console.text
+        assert device.faults > 3
