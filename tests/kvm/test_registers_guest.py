@@ -2,6 +2,7 @@
 """Registers and ranges of devices in front of a guest."""
 
 import functools
+import random
 
 import pytest
 
@@ -135,3 +136,44 @@ def test_methods_of_the_instance_are_called() -> None:
         m.attach(device)
         m.load(asm=READ_AND_EXIT)
         assert m.run(timeout=20).status == 9
+
+
+class Mixed(pyvmm.Device):
+    """Registers of all kinds, some with methods."""
+
+    size = 0x20
+    plain = pyvmm.Reg(0x0, 4)
+    wide = pyvmm.Reg(0x8, 8)
+    byte = pyvmm.Reg(0x11, 1, mask=0x7F)
+    once = pyvmm.Reg(0x12, 2, access="w1c", reset=0xFFFF)
+    hidden = pyvmm.Reg(0x14, 4, access="wo")
+    fixed = pyvmm.Reg(0x18, 4, access="ro", reset=0x1234)
+    called = 0
+
+    @hidden.on_write
+    def count(self, value):
+        self.called += 1
+
+    @fixed.on_read
+    def look(self):
+        return self.called & 0xFFFF_FFFF
+
+
+def test_a_bus_does_what_the_methods_do() -> None:
+    """Any traffic, at any size: the binding's short cuts change nothing."""
+    rng = random.Random(2)
+    one, other = Mixed(), Mixed()
+    with pyvmm.Machine() as m:
+        bus = m.vm.mmio
+        base = m.attach(one).base
+        for _ in range(5000):
+            size = rng.choice((1, 2, 4, 8, rng.randint(1, 8)))
+            offset = rng.randrange(0, 0x20 - size + 1)
+            offset -= offset % size if rng.random() < 0.7 else 0
+            if rng.random() < 0.5:
+                value = rng.randrange(1 << 8 * size)
+                bus.write(base + offset, size, value)
+                other.write(offset, size, value)
+            read = bus.read(base + offset, size)
+            assert read == other.read(offset, size)
+            assert one.save() == other.save() and one.called == other.called
