@@ -39,6 +39,8 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm", "Device"),
             ("pyvmm", "Irq"),
             ("pyvmm.device", "IrqLine"),
+            ("pyvmm", "Msi"),
+            ("pyvmm.device", "Message"),
             ("pyvmm", "Reg"),
             ("pyvmm", "Range"),
             ("pyvmm.device", "RangeAt"),

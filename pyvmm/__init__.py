@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .boot.start_info import StartInfo as StartInfo
     from .device import Device as Device
     from .device import Irq as Irq
+    from .device import Msi as Msi
     from .device import Range as Range
     from .errors import Error as Error
     from .errors import GuestError as GuestError
@@ -71,6 +72,7 @@ _HOME = {
     "GuestTimeout": "errors",
     "Irq": "device",
     "Machine": "machine",
+    "Msi": "device",
     "Range": "device",
     "Reg": "registers",
     "Rng": "rng",
@@ -83,6 +85,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Machine",
     "Device",
     "Irq",
+    "Msi",
     "Reg",
     "Range",
     "Rng",

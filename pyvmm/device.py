@@ -42,6 +42,66 @@ class Irq:
         return line
 
 
+class Msi:
+    """A message-signalled interrupt of a device: `msi = Msi()` in its class.
+
+    On a device it is the message, with `address` and `data`, which the guest
+    programs through registers of the device, and pulse(), which sends it.
+    """
+
+    name = "msi"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(
+        self, device: Device | None, owner: type | None = None
+    ) -> Message:
+        if device is None:
+            return self  # type: ignore[return-value]
+        # As Irq does.
+        message = Message(device, self.name)
+        device.__dict__[self.name] = message
+        return message
+
+
+class Message:
+    """The message of one device: what `device.msi` is.
+
+    `address` and `data` as the processor's manual has them (Intel SDM 3A,
+    "Message Signalled Interrupts"): 0xfee00000 and a vector for vCPU 0.
+
+    Threads: any.
+    """
+
+    __slots__ = ("_machine", "address", "data", "device", "name")
+
+    def __init__(self, device: object, name: str) -> None:
+        self.device = device
+        self.name = name
+        self.address = 0
+        self.data = 0
+        self._machine: Machine | None = None
+
+    def pulse(self) -> bool:
+        """Send it; whether some vCPU took it.
+
+        ValueError when the device is not attached or its machine closed,
+        OSError when the host refuses the message.
+        """
+        if self._machine is None:
+            raise ValueError(
+                f"{type(self.device).__name__}.{self.name} is not connected: "
+                "attach the device to a machine first"
+            )
+        vm = self._machine._realise()
+        return vm.msi(self.address, self.data)
+
+    def __repr__(self) -> str:
+        name = f"{type(self.device).__name__}.{self.name}"
+        return f"<Message {name} {self.data:#x} to {self.address:#x}>"
+
+
 class Range:
     """A further range of a device, declared in its class: `ports = Range(2)`.
 
@@ -375,6 +435,11 @@ def declare(cls: type[Device]) -> None:
 def irq_names(device: object) -> list[str]:
     """The names of the Irq() lines that a device, or a class, declares."""
     return declared(device, Irq)
+
+
+def messages(device: object) -> list[Message]:
+    """The messages that a device's class declares."""
+    return [getattr(device, name) for name in declared(device, Msi)]
 
 
 def ranges(device: object) -> list[RangeAt]:

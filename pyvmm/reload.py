@@ -12,7 +12,7 @@ import os
 import sys
 from types import ModuleType
 
-from .device import Device, Range, declared, irq_names
+from .device import Device, Msi, Range, declared, irq_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def check(old: type[Device], new: type[Device]) -> None:
     shapes = [
         (
             getattr(cls, "size", None),
-            irq_names(cls),
+            irq_names(cls) + declared(cls, Msi),
             [
                 (name, at.size, at.is_port)
                 for name in declared(cls, Range)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from . import _vmm
-from .device import Device, IrqLine, RangeAt, irq_names, ranges
+from .device import Device, IrqLine, RangeAt, irq_names, messages, ranges
 from .native import Native
 
 TYPE_CHECKING = False
@@ -227,6 +227,11 @@ class Wiring:
     def _choose_lines(self, slot: Slot, irq: int | None) -> None:
         names = irq_names(slot.device)
         wanted = len(names)
+        if messages(slot.device) and not self.irqchip:
+            raise ValueError(
+                f"{slot.name} sends messages, but the machine was made with "
+                "irqchip=False"
+            )
         if isinstance(slot.device, Native | _vmm.VirtioMMIO):
             wanted = 1 if self.irqchip else 0
         if not wanted:
@@ -305,7 +310,7 @@ class Wiring:
         native = slot.bus_device
         if isinstance(native, _vmm.VirtioMMIO):
             self._connect_eventfds(slot, native, vm)
-        elif slot.lines:
+        elif slot.lines or messages(slot.device):
             vm.wakers += 1
         for base, size, is_port, device in slot.places():
             (vm.pio if is_port else vm.mmio).add(base, size, device)
@@ -356,7 +361,7 @@ class Wiring:
                     )
                 if slot.lines:
                     self.vm.remove_irqfd(native.irq_fd, slot.lines[0])
-            elif slot.lines:
+            elif slot.lines or messages(slot.device):
                 self.vm.wakers -= 1
         self._drop(slot)
         forget(slot)
@@ -445,6 +450,8 @@ def introduce(slot: Slot, machine: Machine) -> None:
         irq: IrqLine = getattr(device, name)
         irq._machine = machine
         irq.line = line
+    for message in messages(device):
+        message._machine = machine
     device.attached()
 
 
@@ -463,6 +470,8 @@ def forget(slot: Slot, closed: bool = False) -> None:
             irq: IrqLine = getattr(device, name)
             irq._machine = None
             irq.line = None
+        for message in messages(device):
+            message._machine = None
     if isinstance(device, Native) and not closed:
         device.machine = None
         device.base = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar, cast
 
-from ..device import Device, IrqLine, irq_names
+from ..device import Device, IrqLine, irq_names, messages
 from ..timers import Timers
 
 TYPE_CHECKING = False
@@ -49,6 +49,7 @@ class Lines:
         self.names = names
         self.up: set[str] = set()
         self.rises: list[str] = []
+        self.messages: list[tuple[int, int]] = []
 
     def _realise(self) -> Lines:
         return self
@@ -61,14 +62,18 @@ class Lines:
             self.up.add(name)
             self.rises.append(name)
 
+    def msi(self, addr: int, data: int) -> bool:
+        self.messages.append((addr, data))
+        return True
+
 
 class Bus(Generic[D]):
     """What a guest does to a device, without a guest.
 
     Offsets are from the device's base. What read() returns is checked as in a
     machine. `irqs`: the names of its lines, once for each time that one went
-    up. `device.machine` is None; timers follow `now`, which only advance()
-    moves.
+    up. `messages`: (address, data) of each Msi() that was sent.
+    `device.machine` is None; timers follow `now`, which only advance() moves.
 
     Threads: one.
     """
@@ -81,12 +86,15 @@ class Bus(Generic[D]):
         self.device = device
         self._lines = Lines(irq_names(device))
         self.irqs = self._lines.rises
+        self.messages = self._lines.messages
         self._now_ns = START_NS
         self._timers = Timers(lambda: self._now_ns, lambda due_ns: None)
         for number, name in enumerate(self._lines.names):
             line: IrqLine = getattr(device, name)
             line._machine = cast("Machine", self._lines)
             line.line = number
+        for message in messages(device):
+            message._machine = cast("Machine", self._lines)
         device._timers = self._timers
         device.base = 0
         device.name = device.name or type(device).__name__.lower()
@@ -189,6 +197,8 @@ class Bus(Generic[D]):
             line: IrqLine = getattr(self.device, name)
             line._machine = None
             line.line = None
+        for message in messages(self.device):
+            message._machine = None
 
     def __enter__(self) -> Bus[D]:
         return self

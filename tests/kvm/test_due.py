@@ -16,7 +16,7 @@ SPIN = "spin: jmp spin\n"
 HALT = "again: sti; hlt; jmp again\n"
 
 
-class Stop(Exception):  # noqa: N818 - it is no error
+class Stop(Exception):
     """What a call raises to end a run."""
 
 

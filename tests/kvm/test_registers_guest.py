@@ -177,3 +177,56 @@ def test_a_bus_does_what_the_methods_do() -> None:
             read = bus.read(base + offset, size)
             assert read == other.read(offset, size)
             assert one.save() == other.save() and one.called == other.called
+
+
+class Sender(pyvmm.Device):
+    """Sends its message a moment after the guest has given it."""
+
+    size = 0x10
+    msi = pyvmm.Msi()
+    address = pyvmm.Reg(0x0, 4)
+    data = pyvmm.Reg(0x4, 4)
+
+    @data.on_write
+    def send(self, value):
+        self.msi.address, self.msi.data = self.address, value
+        self.after(0.001, self.msi.pulse)
+
+
+SENDER_GUEST = """
+#include <runtime.h>
+#include <interrupt.h>
+
+static volatile unsigned seen;
+
+static void on_message(void *data)
+{
+    (void)data;
+    seen++;
+}
+
+int main(void)
+{
+    struct arg_device sender;
+
+    assert(arg_device("sender", &sender));
+    assert(irq_request(20, on_message, NULL)); /* vector 0x30 + 20 */
+    write32(sender.base, 0xfee00000);
+    for (unsigned i = 1; i <= 3; i++) {
+        write32(sender.base + 4, 0x30 + 20);
+        while (seen < i)
+            irq_wait();
+    }
+    return (int)seen;
+}
+"""
+
+
+def test_messages_reach_the_guest() -> None:
+    with pyvmm.Machine() as m:
+        sender = m.attach(Sender())
+        m.load(c=SENDER_GUEST)
+        assert m.run(timeout=20).status == 3
+        assert m.vm.wakers == 1
+        m.detach(sender)
+        assert m.vm.wakers == 0

@@ -130,3 +130,31 @@ def test_afterwards_it_is_free() -> None:
         alarm.after(1, alarm.ring)
     with pyvmm.Machine() as m:
         assert m.attach(alarm).irq.line == 16
+
+
+class Sender(pyvmm.Device):
+    size = 0x10
+    msi = pyvmm.Msi()
+    address = pyvmm.Reg(0x0, 8)
+    data = pyvmm.Reg(0x8, 4)
+
+    @data.on_write
+    def send(self, value):
+        self.msi.address, self.msi.data = self.address, value
+        self.msi.pulse()
+
+
+def test_messages() -> None:
+    sender = Sender()
+    with testing.bus(sender) as bus:
+        bus.write_u64(0, 0xFEE0_0000)
+        bus.write_u32(8, 0x44)
+    assert bus.messages == [(0xFEE0_0000, 0x44)] and bus.irqs == []
+    assert repr(sender.msi) == "<Message Sender.msi 0x44 to 0xfee00000>"
+    with pytest.raises(ValueError, match=r"Sender.msi is not connected"):
+        sender.msi.pulse()
+    with (
+        pyvmm.Machine(irqchip=False) as m,
+        pytest.raises(ValueError, match="sends messages, but"),
+    ):
+        m.attach(sender)
