@@ -1,2 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that stand alone: one per file, written on the public API only."""
+"""Devices that stand alone: one per file, written on the public API only.
+
+    from pyvmm.devices import Serial
+
+loads serial.py and nothing else.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .clock import Clock as Clock
+    from .counter import Counter as Counter
+    from .hasher import Hasher as Hasher
+    from .post import PostCodes as PostCodes
+    from .serial import Serial as Serial
+
+# Class: the module that has it.
+_HOME = {
+    "Clock": "clock",
+    "Counter": "counter",
+    "Hasher": "hasher",
+    "PostCodes": "post",
+    "Serial": "serial",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

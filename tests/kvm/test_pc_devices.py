@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of a PC in front of guests that drive them."""
+
+import pytest
+
+import pyvmm
+from pyvmm.devices import Serial
+
+pytestmark = pytest.mark.usefixtures("kvm")
+
+SERIAL_GUEST = """
+#include <runtime.h>
+#include <interrupt.h>
+
+static struct arg_device uart;
+static volatile bool done;
+static unsigned interrupts;
+
+/* Echoes what comes, turned round by lines, until a full stop. */
+static void on_interrupt(void *data)
+{
+    unsigned cause;
+
+    (void)data;
+    interrupts++;
+    while (!((cause = inb(uart.base + 2)) & 1)) {
+        while (inb(uart.base + 5) & 1) {
+            char c = inb(uart.base);
+
+            outb(uart.base, c ^ 0x20);
+            done = done || c == '.';
+        }
+    }
+}
+
+int main(void)
+{
+    assert(arg_device("serial", &uart) && uart.port);
+    assert(irq_request(uart.line, on_interrupt, NULL));
+
+    /* Loopback first, as drivers do to see whether there is one. */
+    outb(uart.base + 4, 0x10);
+    outb(uart.base + 2, 0x07);
+    outb(uart.base, 'L');
+    assert(inb(uart.base + 5) & 1);
+    assert(inb(uart.base) == 'L');
+
+    outb(uart.base + 3, 0x83);
+    outb(uart.base, 1);
+    outb(uart.base + 1, 0);
+    outb(uart.base + 3, 0x03);
+    outb(uart.base + 2, 0xc1);
+    outb(uart.base + 4, 0x0b);
+    outb(uart.base + 1, 0x01);
+    while (!done)
+        irq_wait();
+    return interrupts > 0 ? 7 : 0;
+}
+"""
+
+
+@pytest.mark.parametrize("text", ["short.", "longer than the fifo is, by far."])
+def test_serial(text: str) -> None:
+    """The short one is found by the time-out, which wakes a halted guest."""
+    with pyvmm.Machine() as m:
+        serial = m.attach(Serial(), port=0x3F8, irq=4)
+        serial.send(text)
+        m.load(c=SERIAL_GUEST)
+        assert m.run(timeout=20).status == 7
+    assert serial.text == "".join(chr(ord(c) ^ 0x20) for c in text)
+    assert serial.dtr and serial.rts
+    assert serial.baud == 115200
+
+
+def test_serial_of_a_running_guest() -> None:
+    with pyvmm.Machine() as m:
+        serial = m.attach(Serial(), port=0x3F8, irq=4)
+        m.load(c=SERIAL_GUEST)
+        m.start(timeout=20)
+        serial.send("later.")
+        assert m.wait(20).status == 7
+    assert serial.text.endswith("\x0e")
