@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .clock import Clock as Clock
     from .counter import Counter as Counter
+    from .debug_console import DebugConsole as DebugConsole
+    from .debug_exit import DebugExit as DebugExit
     from .hasher import Hasher as Hasher
     from .post import PostCodes as PostCodes
     from .serial import Serial as Serial
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Clock": "clock",
     "Counter": "counter",
+    "DebugConsole": "debug_console",
+    "DebugExit": "debug_exit",
     "Hasher": "hasher",
     "PostCodes": "post",
     "Serial": "serial",

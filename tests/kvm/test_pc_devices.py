@@ -4,7 +4,7 @@
 import pytest
 
 import pyvmm
-from pyvmm.devices import Serial
+from pyvmm.devices import DebugConsole, DebugExit, Serial
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
@@ -80,3 +80,24 @@ def test_serial_of_a_running_guest() -> None:
         serial.send("later.")
         assert m.wait(20).status == 7
     assert serial.text.endswith("\x0e")
+
+
+def test_debug_exit() -> None:
+    """The guest does not come to its next instruction."""
+    with pyvmm.Machine() as m:
+        m.attach(DebugExit(), port=0x501)
+        m.load(asm="mov dx, 0x501; mov eax, 16; out dx, eax; out 0xf4, al")
+        stop = m.run(timeout=20)
+        assert (stop.reason, stop.status) == ("exit", 33)
+        assert m.run(timeout=20).status == 16
+
+
+def test_debug_console() -> None:
+    with pyvmm.Machine(console=False) as m:
+        console = m.attach(DebugConsole(), port=0xE9)
+        m.load(
+            asm="mov dx, 0xe9; lea esi, text; mov ecx, 5; cld; rep outsb;"
+            'in al, dx; out 0xf4, al; text: .ascii "hello"'
+        )
+        assert m.run(timeout=20).status == 0xE9
+    assert console.text == "hello"
