@@ -9,6 +9,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
 
     from . import _vmm
     from .machine import Machine
@@ -116,7 +117,8 @@ def make_parser() -> ArgumentParser:
 def complain(text: str) -> None:
     """One line of our own on the standard error."""
     sys.stdout.flush()
-    print(f"pyvmm: {text}", file=sys.stderr)
+    # In one piece: a thread of ours may be cut off by the end of the process.
+    sys.stderr.write(f"pyvmm: {text}\n")
 
 
 # -- run ---------------------------------------------------------------------
@@ -131,11 +133,10 @@ def run_command(options: Namespace) -> int:
     except (Error, OSError, ValueError, TypeError, ImportError) as exc:
         complain(describe(exc))
         return STATUS_ERROR
+    unwatch = watch(machine) if options.watch else None
     with machine:
         try:
             feed_input(machine)
-            if options.watch:
-                watch(machine)
             stop = machine.run(timeout=options.timeout)
         except GuestError as exc:
             complain(str(exc))
@@ -147,6 +148,9 @@ def run_command(options: Namespace) -> int:
         except Exception:  # a device's bug: its author wants all of it
             sys.excepthook(*sys.exc_info())
             return STATUS_ERROR
+        finally:
+            if unwatch is not None:
+                unwatch()
     return exit_status(stop)
 
 
@@ -280,26 +284,35 @@ def read_input(machine: Machine) -> None:
         machine.console.send(data)
 
 
-def watch(machine: Machine) -> None:
-    """Reload devices whose files change, from a thread, until the end."""
-    from threading import Thread
-    from time import sleep
+def watch(machine: Machine) -> Callable[[], None]:
+    """Reload devices whose files change, from a thread, until the end.
+
+    What it returns ends that, once all that was reloaded has been said.
+    """
+    from threading import Event, Thread
 
     from .reload import Watch
 
     watched = Watch(machine)
+    over = Event()
 
     def look() -> None:
-        while not machine.closed:
+        while not over.wait(WATCH_SECONDS):
             for path, exc in watched.look():
                 sys.stdout.flush()
                 if exc is None:
                     complain(f"reloaded {path}")
                 else:
                     sys.excepthook(type(exc), exc, exc.__traceback__)
-            sleep(WATCH_SECONDS)
 
-    Thread(target=look, name="pyvmm watch", daemon=True).start()
+    thread = Thread(target=look, name="pyvmm watch", daemon=True)
+    thread.start()
+
+    def unwatch() -> None:
+        over.set()
+        thread.join()
+
+    return unwatch
 
 
 def print_exit(exit: _vmm.Exit) -> None:
