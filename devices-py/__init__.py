@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .debug_exit import DebugExit as DebugExit
     from .hasher import Hasher as Hasher
     from .post import PostCodes as PostCodes
+    from .rtc import Rtc as Rtc
     from .serial import Serial as Serial
 
 # Class: the module that has it.
@@ -24,6 +25,7 @@ _HOME = {
     "DebugExit": "debug_exit",
     "Hasher": "hasher",
     "PostCodes": "post",
+    "Rtc": "rtc",
     "Serial": "serial",
 }
 

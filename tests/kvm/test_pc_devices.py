@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices of a PC in front of guests that drive them."""
 
+import time
+
 import pytest
 
 import pyvmm
-from pyvmm.devices import DebugConsole, DebugExit, Serial
+from pyvmm.devices import DebugConsole, DebugExit, Rtc, Serial
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
@@ -101,3 +103,64 @@ def test_debug_console() -> None:
         )
         assert m.run(timeout=20).status == 0xE9
     assert console.text == "hello"
+
+
+RTC_GUEST = """
+#include <runtime.h>
+#include <interrupt.h>
+
+static struct arg_device rtc;
+static volatile unsigned ticks, alarms;
+
+static unsigned get(unsigned index)
+{
+    outb(rtc.base, index);
+    return inb(rtc.base + 1);
+}
+
+static void put(unsigned index, unsigned value)
+{
+    outb(rtc.base, index);
+    outb(rtc.base + 1, value);
+}
+
+static void on_interrupt(void *data)
+{
+    unsigned cause = get(0x0c);
+
+    (void)data;
+    assert(cause & 0x80);
+    ticks += !!(cause & 0x40);
+    alarms += !!(cause & 0x20);
+}
+
+int main(void)
+{
+    assert(arg_device("rtc", &rtc) && rtc.port);
+    assert(irq_request(rtc.line, on_interrupt, NULL));
+    print("%02x%02x-%02x-%02x %02x:%02x\\n", get(0x32), get(9), get(8),
+          get(7), get(4), get(2));
+    put(1, 0xff);   /* an alarm each second */
+    put(3, 0xff);
+    put(5, 0xff);
+    put(0x0b, 0x62);
+    while (ticks < 20 || !alarms)
+        irq_wait();
+    put(0x0b, 0x02);
+    return 3;
+}
+"""
+
+
+def test_rtc() -> None:
+    """Periodic interrupts, 1024 in a second, and an alarm, soon."""
+    started = time.monotonic()
+    with pyvmm.Machine() as m:
+        m.attach(
+            Rtc(lambda: 1_000_000_000.8 + time.monotonic() - started),
+            port=0x70,
+            irq=8,
+        )
+        m.load(c=RTC_GUEST)
+        assert m.run(timeout=20).status == 3
+    assert m.console.text == "2001-09-09 01:46\n"
