@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .debug_console import DebugConsole as DebugConsole
     from .debug_exit import DebugExit as DebugExit
     from .hasher import Hasher as Hasher
+    from .i8042 import I8042 as I8042
     from .post import PostCodes as PostCodes
     from .rtc import Rtc as Rtc
     from .serial import Serial as Serial
@@ -24,6 +25,7 @@ _HOME = {
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
     "Hasher": "hasher",
+    "I8042": "i8042",
     "PostCodes": "post",
     "Rtc": "rtc",
     "Serial": "serial",

@@ -6,7 +6,7 @@ import time
 import pytest
 
 import pyvmm
-from pyvmm.devices import DebugConsole, DebugExit, Rtc, Serial
+from pyvmm.devices import I8042, DebugConsole, DebugExit, Rtc, Serial
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
@@ -164,3 +164,49 @@ def test_rtc() -> None:
         m.load(c=RTC_GUEST)
         assert m.run(timeout=20).status == 3
     assert m.console.text == "2001-09-09 01:46\n"
+
+
+I8042_GUEST = """
+#include <runtime.h>
+#include <interrupt.h>
+
+static volatile unsigned keys;
+
+static void on_key(void *data)
+{
+    (void)data;
+    while (inb(0x64) & 1) {
+        print("%02x ", inb(0x60));
+        keys++;
+    }
+}
+
+int main(void)
+{
+    struct arg_device keyboard;
+
+    assert(arg_device("i8042", &keyboard) && keyboard.base == 0x60);
+    outb(0x64, 0xaa);
+    assert(inb(0x64) & 1);
+    assert(inb(0x60) == 0x55);
+    assert(irq_request(keyboard.line, on_key, NULL));
+    print("ready\\n");
+    while (keys < 4)
+        irq_wait();
+    print("\\n");
+    outb(0x64, 0xfe);
+    panic("no reset");
+}
+"""
+
+
+def test_i8042() -> None:
+    with pyvmm.Machine() as m:
+        keyboard = m.attach(I8042(), port=0x60, irq=1)
+        m.load(c=I8042_GUEST)
+        m.console.expect("ready\n", timeout=20)
+        keyboard.send(b"\x1e\x9e\x1f\x9f")
+        stop = m.run(timeout=20)
+        assert (stop.reason, stop.status) == ("exit", 0)
+    assert keyboard.resets == 1
+    assert m.console.text == "ready\n1e 9e 1f 9f \n"
