@@ -8,24 +8,28 @@ loads serial.py and nothing else.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .acpi_pm import AcpiPm as AcpiPm
     from .clock import Clock as Clock
     from .counter import Counter as Counter
     from .debug_console import DebugConsole as DebugConsole
     from .debug_exit import DebugExit as DebugExit
     from .hasher import Hasher as Hasher
     from .i8042 import I8042 as I8042
+    from .pm_timer import PmTimer as PmTimer
     from .post import PostCodes as PostCodes
     from .rtc import Rtc as Rtc
     from .serial import Serial as Serial
 
 # Class: the module that has it.
 _HOME = {
+    "AcpiPm": "acpi_pm",
     "Clock": "clock",
     "Counter": "counter",
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
     "Hasher": "hasher",
     "I8042": "i8042",
+    "PmTimer": "pm_timer",
     "PostCodes": "post",
     "Rtc": "rtc",
     "Serial": "serial",

@@ -6,7 +6,15 @@ import time
 import pytest
 
 import pyvmm
-from pyvmm.devices import I8042, DebugConsole, DebugExit, Rtc, Serial
+from pyvmm.devices import (
+    I8042,
+    AcpiPm,
+    DebugConsole,
+    DebugExit,
+    PmTimer,
+    Rtc,
+    Serial,
+)
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
@@ -210,3 +218,53 @@ def test_i8042() -> None:
         assert (stop.reason, stop.status) == ("exit", 0)
     assert keyboard.resets == 1
     assert m.console.text == "ready\n1e 9e 1f 9f \n"
+
+
+def test_pm_timer() -> None:
+    """It goes forward, in steps of less than a second."""
+    with pyvmm.Machine() as m:
+        m.attach(PmTimer(bits=32), port=0x608)
+        m.load(
+            asm="mov dx, 0x608; in eax, dx; mov ebx, eax; in eax, dx;"
+            "sub eax, ebx; out 0xf4, eax"
+        )
+        assert 0 < m.run(timeout=20).status < 3579545 * 20
+
+
+ACPI_GUEST = """
+#include <runtime.h>
+#include <interrupt.h>
+
+static struct arg_device pm;
+static volatile bool pressed;
+
+static void on_sci(void *data)
+{
+    (void)data;
+    pressed = inw(pm.base) & 0x100;
+    outw(pm.base, 0x100);
+}
+
+int main(void)
+{
+    assert(arg_device("acpipm", &pm) && pm.port);
+    assert(irq_request(pm.line, on_sci, NULL));
+    outw(pm.base + 2, 0x100);
+    print("ready\\n");
+    while (!pressed)
+        irq_wait();
+    outw(pm.base + 4, 0x2000 | 5 << 10);
+    panic("awake");
+}
+"""
+
+
+def test_acpi_pm() -> None:
+    with pyvmm.Machine() as m:
+        pm = m.attach(AcpiPm(), port=0x600, irq=9)
+        m.load(c=ACPI_GUEST)
+        m.console.expect("ready\n", timeout=20)
+        pm.press()
+        stop = m.run(timeout=20)
+        assert (stop.reason, stop.status) == ("exit", 0)
+    assert pm.slept == 5
