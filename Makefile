@@ -28,6 +28,7 @@ BINDING := $(patsubst csrc/py/%.c,$(B)/obj/py/%.o,$(wildcard csrc/py/*.c))
 C_TESTS := $(patsubst tests/c/%.c,$(B)/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/c/%.c,$(B)/%,$(wildcard tests/c/fuzz_*.c))
 METADATA := pyvmm_kvm.egg-info/PKG-INFO
+BYTECODE := build/bytecode.stamp
 
 # V=1 shows whole commands.
 say = $(if $(V),,@echo '  $(1) $@';)
@@ -47,7 +48,7 @@ test: build tests-c ## set up, build, and pass all tests (T= for pytest)
 .PHONY: setup build core tests-c ctest ext launcher guests
 setup: $(SETUP) ## Debian packages (as root) and .venv
 
-build: core ext launcher guests $(METADATA) ## all that is compiled
+build: core ext launcher guests $(METADATA) $(BYTECODE) ## all that is compiled
 
 core: $(B)/libvmm.a ## the core as a static library
 
@@ -175,6 +176,11 @@ $(B)/libvmm.a: $(CORE)
 $(B)/_vmm.so: $(BINDING) $(B)/libvmm.a
 	$(call say,ld)$(CC) -shared $(SAN) -o $@ $^ $(C_LIBS)
 	@[ $(B) != build ] || { rm -f pyvmm/_vmm.*so; cp $@ pyvmm/_vmm.so; }
+
+# As pip does when it installs: who may not write there starts as fast.
+$(BYTECODE): $(wildcard pyvmm/*.py pyvmm/*/*.py) $(SETUP)
+	@$(VENV)/python3 -m compileall -q $(filter %.py,$^)
+	@touch $@
 
 # How a checkout shows installed distributions what it is (entry points).
 $(METADATA): setup.py pyproject.toml pyvmm/__init__.py $(SETUP)
