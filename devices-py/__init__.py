@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .counter import Counter as Counter
     from .debug_console import DebugConsole as DebugConsole
     from .debug_exit import DebugExit as DebugExit
+    from .fw_cfg import FwCfg as FwCfg
     from .hasher import Hasher as Hasher
     from .i8042 import I8042 as I8042
     from .pm_timer import PmTimer as PmTimer
@@ -27,6 +28,7 @@ _HOME = {
     "Counter": "counter",
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
+    "FwCfg": "fw_cfg",
     "Hasher": "hasher",
     "I8042": "i8042",
     "PmTimer": "pm_timer",

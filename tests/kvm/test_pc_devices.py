@@ -11,6 +11,7 @@ from pyvmm.devices import (
     AcpiPm,
     DebugConsole,
     DebugExit,
+    FwCfg,
     PmTimer,
     Rtc,
     Serial,
@@ -268,3 +269,49 @@ def test_acpi_pm() -> None:
         stop = m.run(timeout=20)
         assert (stop.reason, stop.status) == ("exit", 0)
     assert pm.slept == 5
+
+
+FW_CFG_GUEST = """
+#include <runtime.h>
+
+static struct arg_device config;
+static unsigned char text[8];
+
+static struct {
+    uint32_t what, length, high, low;
+} request;
+
+static uint32_t dma(uint32_t what, uint32_t length, uint32_t to, uint32_t high)
+{
+    request.what = __builtin_bswap32(what);
+    request.length = __builtin_bswap32(length);
+    request.high = __builtin_bswap32(high);
+    request.low = __builtin_bswap32(to);
+    outl(config.base + 4, 0);
+    outl(config.base + 8, __builtin_bswap32((uint32_t)(uintptr_t)&request));
+    return __builtin_bswap32(*(volatile uint32_t *)&request.what);
+}
+
+int main(void)
+{
+    assert(arg_device("fwcfg", &config) && config.port);
+    outw(config.base, 0);
+    for (int i = 0; i < 4; i++)
+        print("%c", inb(config.base + 1));
+    assert(dma(0x20 << 16 | 0x0a, 7, (uint32_t)(uintptr_t)text, 0) == 0);
+    print(" %s\\n", (char *)text);
+    assert(dma(0x02, 0xffffffff, 0, 0) == 1);
+    assert(dma(0x02, 16, 0xfffffff8, 0xffffffff) == 1);
+    outl(config.base + 4, 0xffffffff);
+    outl(config.base + 8, 0xffffffff);
+    return 5;
+}
+"""
+
+
+def test_fw_cfg() -> None:
+    with pyvmm.Machine() as m:
+        m.attach(FwCfg({"opt/test": b"by DMA"}), port=0x510)
+        m.load(c=FW_CFG_GUEST)
+        assert m.run(timeout=20).status == 5
+    assert m.console.text == "QEMU by DMA\n"
