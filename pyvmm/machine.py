@@ -8,7 +8,6 @@ from os import PathLike
 from . import _vmm, assembly, running
 from .boot import Boot
 from .console import Console
-from .debug import Debugger
 from .image import make_image
 from .memory import (
     PhysicalMemory,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .cpu import Cpu
-    from .debug import Point
+    from .debug import Debugger, Point
     from .device import Device
     from .image import Image
     from .stop import Stop
@@ -110,7 +109,7 @@ class Machine:
         self._close_after = False
         self._trace: Callable[[_vmm.Exit], object] | None = None
         self._runner = Runner()
-        self._debug = Debugger(self)
+        self._debugger: Debugger | None = None
         self._own_ports = [(_vmm.EXIT_PORT, _vmm.EXIT_SIZE, "the exit port")]
         self._own_lines: set[int] = set()
         self._wiring = Wiring(self, irqchip)
@@ -412,6 +411,15 @@ class Machine:
 
     # -- debugging -----------------------------------------------------------
 
+    @property
+    def _debug(self) -> Debugger:
+        """Made when it is first wanted: most machines never stop to look."""
+        if self._debugger is None:
+            from .debug import Debugger
+
+            self._debugger = Debugger(self)
+        return self._debugger
+
     def breakpoint(self, address: Address) -> Point:
         """Stop each time before the instruction at a virtual address.
 
@@ -437,7 +445,7 @@ class Machine:
     @property
     def breakpoints(self) -> list[Point]:
         """The breakpoints and watchpoints that are set."""
-        return list(self._debug.points)
+        return list(self._debugger.points) if self._debugger else []
 
     # -- looking -------------------------------------------------------------
 

@@ -52,6 +52,9 @@ def until(
     timeout: float | None,
 ) -> Stop:
     check_timeout(timeout)
+    if targets is None and machine._debugger is None:
+        end = machine._runner.round(timeout)
+        return make_stop(machine, end, None, timeout)
     points = machine._debug.targets(targets)
     end = machine._debug.run(points, timeout)
     return make_stop(machine, end, machine._debug.hit(end, points), timeout)
