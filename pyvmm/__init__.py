@@ -103,13 +103,15 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
 
 
 def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    packages = ("boot", "testing", "virtio")
+    if home is None and name not in packages:
+        # `from . import x` asks here, too, before it imports x.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    if name in ("boot", "testing", "virtio"):
-        return import_module(f".{name}", __name__)
-    home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module(f".{name}", __name__)
     value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
