@@ -266,17 +266,21 @@ class Rtc(pyvmm.Device):
             self._timer = None
         if self.base is None:
             return
-        if up != self._is_up:
-            self._is_up = up
-            if up:
-                self.irq.set()
-            else:
-                self.irq.clear()
+        self._drive(up)
         if wanted and not up:
             times = self._next(now)
             due = [at for bit, at in times.items() if bit & wanted]
             if due:
                 self._timer = self.after(max(SOON, min(due) - now), self._due)
+
+    def _drive(self, up: bool) -> None:
+        if up == self._is_up or self.base is None:
+            return
+        self._is_up = up
+        if up:
+            self.irq.set()
+        else:
+            self.irq.clear()
 
     def _due(self) -> None:
         with self._lock:
@@ -299,6 +303,8 @@ class Rtc(pyvmm.Device):
                 self._serve()
                 value = self.cmos[C]
                 self.cmos[C] = 0
+                # What happens meanwhile is another edge.
+                self._drive(False)
                 self._serve()
             return value
 

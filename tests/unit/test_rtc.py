@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The MC146818, on a clock that only the test moves."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from datetime import datetime
@@ -169,6 +170,16 @@ def test_periodic_interrupt(bus, rate, hertz) -> None:
     bus.advance(1)
     assert len(bus.irqs) == 4
     assert get(bus, 0x0C) & 0xC0 == 0x40  # may be polled
+
+
+def test_each_event_is_an_edge() -> None:
+    """Also one that comes while the one before is acknowledged."""
+    times = itertools.count(START * 1024)
+    with testing.bus(Rtc(lambda: next(times) / 1024)) as bus:
+        put(bus, 0x0B, 0x42)
+        for n in range(1, 5):
+            assert len(bus.irqs) == n
+            assert get(bus, 0x0C) & 0xC0 == 0xC0
 
 
 @pytest.mark.parametrize(
