@@ -7,36 +7,12 @@
  * owner's part.
  */
 #include "driver.h"
+#include "fuzz.h"
 #include "vmm/rng.h"
 
 #define RAM  0x10000ULL
 #define NEXT 0x14000ULL
 #define ROM  0x18000ULL
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
-
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
-/* The next `n` bytes, little-endian, zeros after the end. */
-static uint64_t
-next(struct input *in, unsigned n)
-{
-    uint64_t val = 0;
-
-    for (unsigned i = 0; i < n && in->left; i++, in->left--)
-        val |= (uint64_t)*in->at++ << 8 * i;
-    return val;
-}
-
-static void
-must(bool true_always)
-{
-    if (!true_always)
-        abort();
-}
 
 /* What holds after every step. */
 static void

@@ -8,37 +8,13 @@
 #include <errno.h>
 
 #include "driver.h"
+#include "fuzz.h"
 
 #define RAM   0x10000ULL
 #define ROM   0x11000ULL
 #define FAR   0x13000ULL
 #define PAGES 5 /* the hole at 0x12000 and a page beyond are poked at too */
 #define FLY   4
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
-
-struct input {
-    const uint8_t *at;
-    size_t left;
-};
-
-/* The next `n` bytes, little-endian, zeros after the end. */
-static uint64_t
-next(struct input *in, unsigned n)
-{
-    uint64_t val = 0;
-
-    for (unsigned i = 0; i < n && in->left; i++, in->left--)
-        val |= (uint64_t)*in->at++ << 8 * i;
-    return val;
-}
-
-static void
-must(bool true_always)
-{
-    if (!true_always)
-        abort();
-}
 
 static void
 check_chain(const struct vmm_mem *mem, const struct vmm_virtq *vq,
