@@ -24,13 +24,6 @@
 #define RFLAGS_IF           0x200U
 #define DR6_STEP            0x4000U /* BS */
 
-static int
-cpu_ioctl(struct vmm_vcpu *cpu, unsigned long request, void *arg,
-          const char *name)
-{
-    return vmm_kvm_ioctl(cpu->fd, request, arg, name, &cpu->call);
-}
-
 int
 vmm_vcpu_init(struct vmm_vcpu *cpu, struct vmm_vm *vm, unsigned cpus)
 {
@@ -56,7 +49,8 @@ vmm_vcpu_init(struct vmm_vcpu *cpu, struct vmm_vm *vm, unsigned cpus)
     }
     cpu->run = run;
     vmm_cpuid_make(&vm->kvm->cpuid, cpu->index, cpus, &cpuid);
-    ret = cpu_ioctl(cpu, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2");
+    ret = vmm_kvm_ioctl(cpu->fd, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2",
+                        &cpu->call);
     if (ret)
         goto fail;
     vm->vcpus++;
@@ -213,6 +207,14 @@ do_pio(struct vmm_vcpu *cpu, struct vmm_exit *exit)
             return true;
     }
     return false;
+}
+
+/* What the last exit left of a string I/O, before the guest is entered. */
+static bool
+do_rest_of_string(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    return cpu->unsettled && cpu->run->exit_reason == KVM_EXIT_IO &&
+           do_pio(cpu, exit);
 }
 
 static bool
@@ -385,8 +387,7 @@ vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
     int ret;
 
-    if (cpu->unsettled && cpu->run->exit_reason == KVM_EXIT_IO &&
-        do_pio(cpu, exit))
+    if (do_rest_of_string(cpu, exit))
         return 0;
     for (;;) {
         if (step_is_lost(cpu))
@@ -417,8 +418,7 @@ vmm_vcpu_settle(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
     int ret = 0;
 
-    if (cpu->unsettled && cpu->run->exit_reason == KVM_EXIT_IO &&
-        do_pio(cpu, exit))
+    if (do_rest_of_string(cpu, exit))
         return 0;
     cpu->run->kvm_valid_regs = cpu->vm->kvm->sync_regs;
     while (cpu->unsettled) {

@@ -44,7 +44,6 @@ ready_to_set(struct vmm_vcpu *cpu)
     return cpu->run->kvm_dirty_regs ? flush(cpu) : 0;
 }
 
-/* After a setter: another register set may have changed with it. */
 static int
 plain_get(struct vmm_vcpu *cpu, unsigned long request, void *out,
           const char *name)
@@ -54,6 +53,7 @@ plain_get(struct vmm_vcpu *cpu, unsigned long request, void *out,
     return err ? err : cpu_ioctl(cpu, request, out, name);
 }
 
+/* Another register set may change with it: none is fresh any more. */
 static int
 plain_set(struct vmm_vcpu *cpu, unsigned long request, const void *arg,
           const char *name)
