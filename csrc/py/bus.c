@@ -255,7 +255,8 @@ raise_add(const struct vmm_range *range, const struct vmm_range *other,
             text, sizeof text, "%#llx..%#llx overlaps %#llx..%#llx of",
             (unsigned long long)range->base, (unsigned long long)range->last,
             (unsigned long long)other->base, (unsigned long long)other->last);
-        return PyErr_Format(PyExc_ValueError, "%s %R", text, claim->device);
+        return PyErr_Format(PyExc_ValueError, "%s %R", text,
+                            claim ? claim->device : Py_None);
     }
     if (err == -ENOMEM)
         return PyErr_NoMemory();
@@ -302,6 +303,9 @@ bus_add(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     err = vmm_bus_add(bus, &range, &other);
     Py_END_ALLOW_THREADS
     if (err) {
+        /* Whose claim it is must be asked under the GIL. */
+        if (err == -EEXIST && vmm_bus_find(bus, other.base, 1, &other))
+            other.owner = NULL;
         raise_add(&range, &other, bus->limit, err);
         claim_free(claim);
         return NULL;
