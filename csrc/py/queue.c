@@ -561,6 +561,50 @@ queue_work(PyObject *op, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(
+    queue_begin_doc,
+    "begin($self, /)\n--\n\n"
+    "For handlers that work() does not call, coroutines: a turn begins.\n\n"
+    "Its loops may take some thousand chains before they end for a while.");
+
+static PyObject *
+queue_begin(PyObject *op, PyObject *unused)
+{
+    struct queue *self = (struct queue *)op;
+
+    (void)unused;
+    self->budget = BUDGET;
+    self->virtio->forgiven = false;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    queue_end_doc,
+    "end($self, exception=None, /)\n--\n\n"
+    "The turn is over, by this exception or None; whether to take another.\n\n"
+    "True for an exception that is the guest's fault (see work()), and when a "
+    "loop\nended though chains may be left, so that others get their turn.");
+
+static PyObject *
+queue_end(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct queue *self = (struct queue *)op;
+    bool forgiven;
+
+    if (nargs > 1)
+        return arguments("end", nargs, 1), NULL;
+    if (!nargs || args[0] == Py_None)
+        return PyBool_FromLong(!self->budget);
+    if (!PyExceptionInstance_Check(args[0]))
+        return PyErr_Format(PyExc_TypeError, "end takes an exception, not %R",
+                            args[0]);
+    /* Where it came from stays: it is raised on by who asks. */
+    PyErr_SetObject(PyExceptionInstance_Class(args[0]), args[0]);
+    forgiven = forgive(self);
+    PyErr_Clear();
+    return PyBool_FromLong(forgiven);
+}
+
 static PyObject *
 queue_get_index(PyObject *op, void *closure)
 {
@@ -593,6 +637,9 @@ queue_repr(PyObject *op)
 
 static PyMethodDef queue_methods[] = {
     {"work", queue_work, METH_NOARGS, queue_work_doc},
+    {"begin", queue_begin, METH_NOARGS, queue_begin_doc},
+    {"end", (PyCFunction)(void (*)(void))queue_end, METH_FASTCALL,
+     queue_end_doc},
     {NULL, NULL, 0, NULL},
 };
 

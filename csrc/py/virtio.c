@@ -697,36 +697,43 @@ virtio_process(PyObject *op, PyObject *unused)
 
 PyDoc_STRVAR(
     virtio_serve_doc,
-    "serve($self, stop_fd, /)\n--\n\n"
+    "serve($self, stop_fd, until_ns=0, /)\n--\n\n"
     "Work on what the doorbell announces until `stop_fd` is readable.\n\n"
     "For a thread of its own; other threads run meanwhile. `stop_fd` is not "
-    "read, e.g. an\neventfd or a pipe. on_notify is called for each started "
-    "queue when the doorbell was\nrung, which does not tell whose it was. "
-    "Raises OSError (EBADF without doorbell_fd),\nwhat on_notify or a source "
-    "raises, and ValueError when the device was closed.");
+    "read, e.g. an\neventfd or an epoll. `until_ns`: returns then, too, in "
+    "nanoseconds of\ntime.monotonic_ns(); 0: never. What is there is worked on "
+    "once in any case.\non_notify is called for each started queue when the "
+    "doorbell was rung, which does\nnot tell whose it was. Raises OSError "
+    "(EBADF without doorbell_fd), what on_notify\nor a source raises, and "
+    "ValueError when the device was closed.");
 
 static PyObject *
-virtio_serve(PyObject *op, PyObject *arg)
+virtio_serve(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     struct virtio *self = (struct virtio *)op;
+    uint64_t until_ns = 0;
+    bool over = false;
     int fd, ret;
 
     if (!self->open)
         return raise_closed(op);
-    if (as_fd(arg, "stop_fd", &fd) || freeze(self))
+    if ((nargs != 1 && arguments("serve", nargs, 2)) ||
+        as_fd(args[0], "stop_fd", &fd) ||
+        (nargs > 1 && as_uint(args[1], "until_ns", UINT64_MAX, &until_ns)) ||
+        freeze(self))
         return NULL;
     do {
         if (!self->open)
             return raise_closed(op);
         Py_BEGIN_ALLOW_THREADS
-        ret = vmm_virtio_mmio_serve(self->dev, fd);
+        ret = vmm_virtio_mmio_serve(self->dev, fd, until_ns, &over);
         Py_END_ALLOW_THREADS
-        if (!ret)
-            Py_RETURN_NONE;
         if (ret < 0 && ret != -EINTR)
             return raise_host("poll", -ret);
         if (ret == VMM_BUS_OWNER && self->service(op))
             return NULL;
+        if (over)
+            Py_RETURN_NONE;
     } while (!PyErr_CheckSignals());
     return NULL;
 }
@@ -743,7 +750,8 @@ static PyMethodDef virtio_methods[] = {
      virtio_push_doc},
     {"interrupt", virtio_interrupt, METH_O, virtio_interrupt_doc},
     {"process", virtio_process, METH_NOARGS, virtio_process_doc},
-    {"serve", virtio_serve, METH_O, virtio_serve_doc},
+    {"serve", (PyCFunction)(void (*)(void))virtio_serve, METH_FASTCALL,
+     virtio_serve_doc},
     {"close", virtio_close, METH_NOARGS, virtio_close_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -516,41 +516,48 @@ until(uint64_t due_ns)
 /*
  * The doorbell is read before the queues are looked at, so a notification that
  * comes while they are stays in it. The first round does not wait: the owner
- * may have acted since the last call.
+ * may have acted since the last call. Nor does one that is the last leave
+ * anything undone, so that whoever stops it often starves no queue.
  */
 int
-vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd)
+vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd,
+                      uint64_t until_ns, bool *over)
 {
     struct pollfd fds[2] = {{.fd = dev->doorbell_fd, .events = POLLIN},
                             {.fd = stop_fd, .events = POLLIN}};
     uint64_t due = 1, rung;
     int answer;
 
+    *over = false;
     if (dev->doorbell_fd < 0)
         return -EBADF;
     for (;;) {
-        struct timespec wait = until(due);
-        int n = ppoll(fds, 2, due ? &wait : NULL, NULL);
+        /* The earlier one; 0, which is never, comes last. */
+        uint64_t wake = until_ns - 1 < due - 1 ? until_ns : due;
+        struct timespec wait = until(wake);
+        int n = ppoll(fds, 2, wake ? &wait : NULL, NULL);
 
         if (n < 0)
             return -errno;
         if (n > 0 && ((fds[0].revents | fds[1].revents) & POLLNVAL))
             return -EBADF;
-        if (n > 0 && fds[1].revents)
-            return 0;
         if (n > 0 && fds[0].revents &&
             read(dev->doorbell_fd, &rung, sizeof rung) < 0 && errno != EAGAIN &&
             errno != EINTR)
             return -errno;
 
         pthread_mutex_lock(&dev->lock);
-        if (n > 0)
+        if (n > 0 && fds[0].revents)
             dev->notifications++;
         answer = process(dev);
         due = dev->due_ns;
         pthread_mutex_unlock(&dev->lock);
+        *over =
+            (n > 0 && fds[1].revents) || (until_ns && vmm_now_ns() >= until_ns);
         if (answer == VMM_BUS_OWNER && !due)
             return VMM_BUS_OWNER;
+        if (*over)
+            return 0;
     }
 }
 

@@ -159,13 +159,16 @@ int vmm_virtio_mmio_process(struct vmm_virtio_mmio *dev);
 
 /*
  * The worker, on a thread of the caller's: processes what is there, then waits
- * for the doorbell, for due_ns, or for stop_fd to become readable (which it
- * does not read). Returns 0 when stopped; VMM_BUS_OWNER when the owner must
- * act, after which the caller calls it again, as it does after -EINTR, a
- * signal; -errno when poll or read failed, -EBADF with no doorbell. No
- * notification is lost between two calls.
+ * for the doorbell, for due_ns, for stop_fd to become readable (which it does
+ * not read) or for `until_ns` of CLOCK_MONOTONIC (0: for ever); the last two
+ * end it, and *over says so. Returns 0 then; VMM_BUS_OWNER when the owner must
+ * act, after which the caller calls it again unless it is over, as it does
+ * after -EINTR, a signal; -errno when poll or read failed, -EBADF with no
+ * doorbell. No notification is lost between two calls, and each call processes
+ * at least once.
  */
-int vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd);
+int vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd,
+                          uint64_t until_ns, bool *over);
 
 /*
  * Changes configuration bytes: copies `len` bytes to config + offset, counts

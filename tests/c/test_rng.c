@@ -381,12 +381,13 @@ static void *
 worker(void *arg)
 {
     int *ret = arg;
+    bool over;
 
     for (;;) {
         uint64_t n;
 
-        *ret = vmm_virtio_mmio_serve(dev, stop_fd);
-        if (*ret != VMM_BUS_OWNER)
+        *ret = vmm_virtio_mmio_serve(dev, stop_fd, 0, &over);
+        if (*ret != VMM_BUS_OWNER || over)
             return NULL;
         n = vmm_rng_wanted(&rng);
         if (n)

@@ -526,10 +526,11 @@ static void *
 worker(void *arg)
 {
     int *ret = arg;
+    bool over;
 
     do
-        *ret = vmm_virtio_mmio_serve(dev, stop_fd);
-    while (*ret == VMM_BUS_OWNER);
+        *ret = vmm_virtio_mmio_serve(dev, stop_fd, 0, &over);
+    while (*ret == VMM_BUS_OWNER && !over);
     return NULL;
 }
 
@@ -548,10 +549,11 @@ test_serve(void)
     uint64_t one = 1;
     pthread_t thread;
     uint32_t head;
+    bool over;
     int ret = 1;
 
     begin();
-    CHECK_EQ(vmm_virtio_mmio_serve(dev, 0), -EBADF);
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, 0, 0, &over), -EBADF);
     CHECK_EQ(fcntl(dev->irq_fd, F_SETFL, 0), 0);
     dev->doorbell_fd = eventfd(0, 0);
     stop_fd = eventfd(0, 0);
@@ -582,12 +584,21 @@ test_serve(void)
     pthread_join(thread, NULL);
     CHECK_EQ(ret, 0);
     CHECK_EQ(echo.chains, 5001);
-    /* Stopped before it starts; the owner has to act. */
-    CHECK_EQ(vmm_virtio_mmio_serve(dev, stop_fd), 0);
+    /* Stopped before it starts, or its time is over. */
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, stop_fd, 0, &over), 0);
+    CHECK(over);
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, -1, 1, &over), 0);
+    CHECK(over);
+    /* The owner has to act; it is told, too, when it is over. */
     echo.answer = VMM_BUS_OWNER;
-    CHECK_EQ(vmm_virtio_mmio_serve(dev, -1), VMM_BUS_OWNER);
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, -1, 0, &over), VMM_BUS_OWNER);
+    CHECK(!over);
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, stop_fd, 0, &over), VMM_BUS_OWNER);
+    CHECK(over);
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, -1, 1, &over), VMM_BUS_OWNER);
+    CHECK(over);
     close(dev->doorbell_fd);
-    CHECK_EQ(vmm_virtio_mmio_serve(dev, stop_fd), -EBADF);
+    CHECK_EQ(vmm_virtio_mmio_serve(dev, stop_fd, 0, &over), -EBADF);
     close(stop_fd);
     end();
 }
