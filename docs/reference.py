@@ -37,6 +37,8 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "`pyvmm.testing.bus(device)`\nmakes a Bus.\n",
         [
             ("pyvmm", "Device"),
+            ("pyvmm.services", "Services"),
+            ("pyvmm.worker", "Watch"),
             ("pyvmm", "Irq"),
             ("pyvmm.device", "IrqLine"),
             ("pyvmm", "Msi"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from types import MethodType
 
+from .services import Services
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
 
     from .machine import Machine
     from .registers import Layout
-    from .timers import Timer, Timers
 
     F = TypeVar("F", bound=Callable[..., Any])
 
@@ -271,7 +272,7 @@ class IrqLine:
         return f"<IrqLine {type(self.device).__name__}.{self.name} {line}>"
 
 
-class Device:
+class Device(Services):
     """A device in Python, on a range of addresses or ports.
 
     A subclass sets `size`, the bytes of its range, and declares registers
@@ -298,13 +299,9 @@ class Device:
     """
 
     size: int
-    machine: Machine | None = None
-    base: int | None = None
     is_port: bool = False
-    name: str = ""
     _layout: Layout | None = None
     _registers: dict[str, int]  # always the same dict: buses know it
-    _timers: Timers | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -332,37 +329,6 @@ class Device:
         """The guest writes `value`, `size` bytes (1 to 8), at `offset`."""
         if self._layout is not None:
             self._layout.write(self, offset, size, value)
-
-    def attached(self) -> None:
-        """Called when the device has been attached: `machine` is set."""
-
-    def after(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call `call()` once, in `seconds`; its cancel() prevents that.
-
-        The time is that of the host's CLOCK_MONOTONIC, and goes on while the
-        machine is stopped. The call is made between two exits of vCPU 0, by
-        whoever is inside run(). Raises ValueError when the device is not
-        attached, for seconds that are no time, and with too many pending.
-        """
-        return self._clock().add(self, seconds, call, False)
-
-    def every(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call `call()` each `seconds`, until cancel(); as after().
-
-        Calls that are missed, since the machine was stopped or busy, are left
-        out.
-        """
-        return self._clock().add(self, seconds, call, True)
-
-    def _clock(self) -> Timers:
-        if self._timers is None:
-            if self.machine is None or self.machine.closed:
-                raise ValueError(
-                    f"{type(self).__name__} has no clock: attach it to a "
-                    "machine that is open"
-                )
-            self._timers = self.machine._wiring.timers
-        return self._timers
 
     def where(self, offset: int, size: int = 1) -> str:
         """The registers of an access by name, for traces; "" for none.

@@ -323,6 +323,22 @@ class Machine:
             self, lambda: running.until(self, until, timeout), check
         )
 
+    async def run_async(
+        self,
+        until: Address | list[Address] | tuple[Address, ...] | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> Stop:
+        """run() for asyncio: the guest runs on a thread, the loop goes on.
+
+        Devices with coroutine handlers or notify="asyncio" run on the loop
+        that awaits this. Cancelling it pauses the guest, which may be run
+        again. Returns and raises what run() does.
+        """
+        from .eventloop import run_async
+
+        return await run_async(self, lambda: self.run(until, timeout, check))
+
     def step(
         self, n: int = 1, *, cpu: int = 0, timeout: float | None = None
     ) -> Stop:
@@ -549,11 +565,13 @@ class Machine:
                 return
             self._closed = True
         runner.close()
-        self._wiring.close()
-        if self._vm is not None:
-            self._vm.close()
-        self.memory.close()
-        assembly.forget(self)
+        try:
+            self._wiring.close()
+        finally:
+            if self._vm is not None:
+                self._vm.close()
+            self.memory.close()
+            assembly.forget(self)
 
     def __enter__(self) -> Machine:
         self._check_open()

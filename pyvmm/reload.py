@@ -137,8 +137,9 @@ def adopt(
         vars(device).update(before, _registers=values)
         rebind(machine, slot)
         raise
-    if device._timers is not None:
-        device._timers.renew(device)
+    machine._wiring.timers.renew(device)
+    if slot.hired is not None:
+        slot.hired.renew(device)
 
 
 def rebind(machine: Machine, slot: Slot) -> None:

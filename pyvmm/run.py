@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from queue import SimpleQueue
 
+    from .eventloop import Caller
     from .stop import Stop
 
     # The vCPU that ended a round, and how.
@@ -71,6 +72,7 @@ class Runner:
         self.closed = False
         self.outcome: Stop | BaseException | None = None  # of the last run
         self.background: Thread | None = None
+        self.caller: Caller | None = None  # the thread of run_async()
         self._failures: list[BaseException] = []  # of devices' threads
         self._pending: list[End] = []
         self._queues: list[SimpleQueue[Round | None]] = []
@@ -289,6 +291,9 @@ class Runner:
 
     def close(self) -> None:
         """The threads end. Nobody is inside run() any more."""
+        if self.caller is not None:
+            self.caller.close()
+            self.caller = None
         for queue in self._queues:
             queue.put(None)
         for worker in self._workers:

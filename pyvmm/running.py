@@ -27,6 +27,7 @@ def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
     try:
         machine._boot(running=True)
         machine._ran = True
+        machine._wiring.begin()
         if machine._console is not None:
             machine._console._prepare()
         outcome = run()

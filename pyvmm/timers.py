@@ -164,16 +164,20 @@ class Timers:
         with self._lock:
             self._arm(self.next_ns())
 
-    def run_due(self) -> None:
-        """Call what is due; what becomes due meanwhile waits.
+    def run_due(self) -> int:
+        """Call what is due, and say how many; what becomes due later waits.
 
         An exception leaves it with a note; the others stay due.
         """
+        if not self._heap:
+            return 0
         now = self._now()
         last = self._made
+        count = 0
         self._running = True
         try:
             while (timer := self._take(now, last)) is not None:
+                count += 1
                 try:
                     timer.call()
                 except BaseException as exc:
@@ -182,6 +186,7 @@ class Timers:
         finally:
             self._running = False
             self.arm()
+        return count
 
     def _take(self, now: int, last: int) -> Timer | None:
         """The next timer to call, put back if it goes on."""
@@ -202,3 +207,25 @@ class Timers:
                     self._end(timer)
                 return timer
         return None
+
+
+class Clock:
+    """Time that only advance() moves, for tests."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1  # 0 is no time: it means never
+
+    def now(self) -> int:
+        """What Timers ask for."""
+        return self.now_ns
+
+    def advance(self, seconds: float, *every: Timers) -> None:
+        """Let time pass, and each timer be called at its time in it."""
+        end_ns = self.now_ns + round(seconds * 1e9)
+        while due := [
+            ns for t in every if (ns := t.next_ns()) and ns <= end_ns
+        ]:
+            self.now_ns = max(self.now_ns, min(due))
+            for timers in every:
+                timers.run_due()
+        self.now_ns = max(self.now_ns, end_ns)

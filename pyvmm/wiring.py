@@ -12,14 +12,18 @@ import os
 from . import _vmm
 from .device import Device, IrqLine, RangeAt, irq_names, messages, ranges
 from .native import Native
+from .run import join
+from .services import Services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Mapping
 
+    from .eventloop import LoopThread
     from .machine import Machine
-    from .run import Runner
     from .timers import Timers
+    from .worker import Worker
 
 MMIO_BASE = 0xD000_0000
 MMIO_END = _vmm.IOAPIC_BASE
@@ -37,16 +41,23 @@ QUEUE_NOTIFY = 0x50  # virtio 1.2, 4.2.2
 
 
 class Slot:
-    """One attached device and where it is."""
+    """One attached device and where it is; the host of its services."""
 
     __slots__ = (
-        "base", "bus_device", "device", "eventfds", "handle", "is_port",
-        "lines", "name", "ranges", "size", "stop_fd", "thread", "threaded",
+        "_worker", "base", "bus_device", "device", "eventfds", "is_port",
+        "lines", "name", "ranges", "size", "threaded", "wiring",
     )  # fmt: skip
 
     def __init__(
-        self, device: object, name: str, base: int, size: int, is_port: bool
+        self,
+        wiring: Wiring,
+        device: object,
+        name: str,
+        base: int,
+        size: int,
+        is_port: bool,
     ) -> None:
+        self.wiring = wiring
         self.device = device
         self.bus_device = device  # what the bus calls
         self.name = name
@@ -55,10 +66,31 @@ class Slot:
         self.is_port = is_port
         self.lines: list[int] = []
         self.ranges: list[RangeAt] = []  # further ones
-        self.threaded = False
+        self.threaded = False  # its notifications ring a doorbell
         self.eventfds: list[int] = []
-        self.stop_fd = -1
-        self.thread: object = None
+        self._worker: Worker | None = None
+
+    @property
+    def memory(self) -> _vmm.Memory:
+        """The machine's RAM."""
+        return self.wiring.machine.memory
+
+    @property
+    def timers(self) -> Timers:
+        """The machine's timers, which vCPU 0 calls."""
+        return self.wiring.timers
+
+    @property
+    def worker(self) -> Worker:
+        """The device's worker, made when it is first wanted."""
+        if self._worker is None:
+            self._worker = self.wiring.make_worker(self)
+        return self._worker
+
+    @property
+    def hired(self) -> Worker | None:
+        """The worker, if there is one."""
+        return self._worker
 
     @property
     def is_virtio(self) -> bool:
@@ -93,6 +125,8 @@ class Wiring:
         self.vm: _vmm.VM | None = None
         self._timers: Timers | None = None
         self._placing: list[Slot] = []
+        self._loop: AbstractEventLoop | None = None  # of run_async()
+        self._loop_thread: LoopThread | None = None  # for run()
 
     # -- describing ----------------------------------------------------------
 
@@ -127,6 +161,7 @@ class Wiring:
         else:
             base = mmio
         slot = Slot(
+            self,
             device,
             name
             or getattr(device, "name", "")
@@ -141,13 +176,21 @@ class Wiring:
         if isinstance(device, Native):
             device.native = device.make(self.machine.memory)
             slot.bus_device = device.native
-            slot.threaded = device.notify == "thread"
+            slot.threaded = device.notify != "inline"
         elif not slot.is_virtio:
             check_methods(device)
-        if self.vm is not None:
-            self.connect(slot)
+        try:
+            self._make_eventfds(slot)
+            introduce(slot, self.machine)
+            if self.vm is not None:
+                self.connect(slot)
+        except BaseException:
+            self._drop(slot)
+            forget(slot)
+            raise
         self.slots.append(slot)
-        introduce(slot, self.machine)
+        if isinstance(device, Services):
+            device.attached()
         return slot
 
     def _free_range(self, size: int) -> int:
@@ -281,6 +324,11 @@ class Wiring:
             self.start_timers()
         return self._timers
 
+    def drop_timers(self, device: object) -> None:
+        """Cancel the timers of a device."""
+        if self._timers is not None:
+            self._timers.drop(device)
+
     def start_timers(self) -> None:
         """There are vCPUs: the first one calls what is due."""
         if self._timers is not None and (vcpu := self._vcpu()) is not None:
@@ -303,44 +351,79 @@ class Wiring:
         for slot in self.slots:
             self.connect(slot)
 
+    def _make_eventfds(self, slot: Slot) -> None:
+        native = slot.bus_device
+        if not isinstance(native, _vmm.VirtioMMIO):
+            return
+        if slot.lines:
+            native.irq_fd = eventfd(slot)
+        if slot.threaded:
+            native.doorbell_fd = eventfd(slot)
+
     def connect(self, slot: Slot) -> None:
-        """Put a device on its bus and make its eventfds."""
+        """Put a device on its bus, with its eventfds and its worker."""
         vm = self.vm
         assert vm is not None
         native = slot.bus_device
         if isinstance(native, _vmm.VirtioMMIO):
-            self._connect_eventfds(slot, native, vm)
+            if slot.lines:
+                vm.irqfd(native.irq_fd, slot.lines[0])
+            if slot.threaded:
+                vm.ioeventfd(native.doorbell_fd, slot.base + QUEUE_NOTIFY, 4)
         elif slot.lines or messages(slot.device):
             vm.wakers += 1
         for base, size, is_port, device in slot.places():
             (vm.pio if is_port else vm.mmio).add(base, size, device)
         if slot.threaded:
-            self._start_thread(slot)
+            slot.worker.wake()
 
-    def _connect_eventfds(
-        self, slot: Slot, native: _vmm.VirtioMMIO, vm: _vmm.VM
-    ) -> None:
-        if slot.lines:
-            native.irq_fd = eventfd(slot)
-            vm.irqfd(native.irq_fd, slot.lines[0])
-        if slot.threaded:
-            native.doorbell_fd = eventfd(slot)
-            vm.ioeventfd(native.doorbell_fd, slot.base + QUEUE_NOTIFY, 4)
+    def make_worker(self, slot: Slot) -> Worker:
+        """The worker of a device: a thread, or on an event loop."""
+        fail = self.machine._runner.fail
+        native = slot.bus_device if slot.threaded else None
+        assert native is None or isinstance(native, _vmm.VirtioMMIO)
+        if getattr(slot.device, "notify", "") == "asyncio":
+            from .eventloop import LoopWorker
 
-    def _start_thread(self, slot: Slot) -> None:
-        from threading import Thread
+            return LoopWorker(str(slot), fail, native)
+        from .worker import ThreadWorker
 
-        # The thread must not keep the machine alive: that closes it.
-        runner = self.machine._runner
-        slot.stop_fd = eventfd(slot)
-        thread = Thread(
-            target=serve,
-            args=(slot.bus_device, slot.stop_fd, str(slot), runner),
-            name=f"pyvmm {slot.name}",
-            daemon=True,
-        )
-        slot.thread = thread
-        thread.start()
+        return ThreadWorker(str(slot), fail, native)
+
+    # -- running -------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The machine is about to run: workers go on after exceptions."""
+        for slot in self.slots:
+            worker = slot.hired
+            if worker is None:
+                continue
+            if getattr(slot.device, "notify", "") == "asyncio":
+                from .eventloop import LoopWorker
+
+                assert isinstance(worker, LoopWorker)
+                worker.bind(self._choose_loop(slot))
+            worker.resume()
+
+    def set_loop(self, loop: AbstractEventLoop) -> None:
+        """The event loop that runs the machine serves its devices, too."""
+        self._loop = loop
+
+    def _choose_loop(self, slot: Slot) -> AbstractEventLoop:
+        from .eventloop import LoopThread, is_here
+
+        if self._loop is not None and is_here(self._loop):
+            raise RuntimeError(
+                f"run() would block the event loop that serves {slot}: "
+                "await run_async()"
+            )
+        if self._loop is not None and self._loop.is_running():
+            return self._loop
+        if self._loop_thread is None:
+            self._loop_thread = LoopThread("event loop")
+        return self._loop_thread.loop
+
+    # -- disconnecting -------------------------------------------------------
 
     def detach(self, device: object) -> None:
         """Take a device off; ValueError when it is not there."""
@@ -365,13 +448,13 @@ class Wiring:
                 self.vm.wakers -= 1
         self._drop(slot)
         forget(slot)
+        if isinstance(device, Services):
+            device.detached()
 
     def _drop(self, slot: Slot) -> None:
-        """Ends the thread and closes the eventfds of a slot."""
-        if slot.thread is not None:
-            os.eventfd_write(slot.stop_fd, 1)
-            slot.thread.join()  # type: ignore[attr-defined]
-            slot.thread = None
+        """Ends the worker and closes the eventfds of a slot."""
+        if slot.hired is not None:
+            slot.hired.stop()
         native = slot.bus_device
         if isinstance(native, _vmm.VirtioMMIO) and slot.eventfds:
             native.irq_fd = -1
@@ -383,21 +466,23 @@ class Wiring:
             slot.device.native.close()
 
     def close(self) -> None:
-        """The VM is going: all threads end and all eventfds are closed."""
+        """The VM is going: all workers end and all eventfds are closed.
+
+        What detached() of devices raises leaves it, when all is done.
+        """
+        failures: list[BaseException] = []
         for slot in self.slots:
             self._drop(slot)
             forget(slot, closed=True)
-
-
-def serve(
-    native: _vmm.VirtioMMIO, stop_fd: int, name: str, runner: Runner
-) -> None:
-    """The thread of a device behind a doorbell."""
-    try:
-        native.serve(stop_fd)
-    except BaseException as exc:
-        exc.add_note(f"in the thread that serves {name}")
-        runner.fail(exc)
+            try:
+                if isinstance(slot.device, Services):
+                    slot.device.detached()
+            except BaseException as exc:
+                failures.append(exc)
+        if self._loop_thread is not None:
+            self._loop_thread.close()
+        if failures:
+            raise join(failures)
 
 
 def eventfd(slot: Slot) -> int:
@@ -434,36 +519,34 @@ def check_methods(device: object) -> None:
 def introduce(slot: Slot, machine: Machine) -> None:
     """Tell a device where it is."""
     device = slot.device
-    if isinstance(device, Native):
+    if isinstance(device, Services):
         device.machine = machine
         device.base = slot.base
-        device.irq_line = slot.lines[0] if slot.lines else None
         device.name = slot.name
-        device.attached()
+        device._services = slot
+    if isinstance(device, Native):
+        device.irq_line = slot.lines[0] if slot.lines else None
     if not isinstance(device, Device):
         return
-    device.machine = machine
-    device.base = slot.base
     device.is_port = slot.is_port
-    device.name = slot.name
     for name, line in zip(irq_names(device), slot.lines, strict=True):
         irq: IrqLine = getattr(device, name)
         irq._machine = machine
         irq.line = line
     for message in messages(device):
         message._machine = machine
-    device.attached()
 
 
 def forget(slot: Slot, closed: bool = False) -> None:
     """The device is free again; of a closed machine it keeps its place."""
     device = slot.device
-    if isinstance(device, Device) and device._timers is not None:
-        device._timers.drop(device)
-        device._timers = None
-    if isinstance(device, Device) and not closed:
+    if isinstance(device, Services):
+        device._services = None
+        slot.wiring.drop_timers(device)
+    if isinstance(device, Services) and not closed:
         device.machine = None
         device.base = None
+    if isinstance(device, Device) and not closed:
         for at in slot.ranges:
             at.base = None
         for name in irq_names(device):
@@ -473,6 +556,4 @@ def forget(slot: Slot, closed: bool = False) -> None:
         for message in messages(device):
             message._machine = None
     if isinstance(device, Native) and not closed:
-        device.machine = None
-        device.base = None
         device.irq_line = None

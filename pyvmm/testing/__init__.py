@@ -16,8 +16,11 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar, cast
 
+from .. import _vmm
 from ..device import Device, IrqLine, irq_names, messages
-from ..timers import Timers
+from ..memory import parse_size
+from ..timers import Clock, Timers
+from ..worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,16 +33,16 @@ D = TypeVar("D", bound=Device)
 __all__ = ["Bus", "bus"]
 
 SIZE_MAX = 8  # bytes of an access
-START_NS = 1  # 0 is no time: it means never
 
 
-def bus(device: D) -> Bus[D]:
+def bus(device: D, *, memory: int | str = 0) -> Bus[D]:
     """A Bus with this device alone on it; a context manager.
 
-    ValueError when the device is attached somewhere, TypeError when it is
-    none.
+    `memory`: bytes of RAM from address 0 on, for devices that use dma_read()
+    and the like; 0: none. ValueError when the device is attached somewhere,
+    TypeError when it is none.
     """
-    return Bus(device)
+    return Bus(device, memory)
 
 
 class Lines:
@@ -73,29 +76,35 @@ class Bus(Generic[D]):
     Offsets are from the device's base. What read() returns is checked as in a
     machine. `irqs`: the names of its lines, once for each time that one went
     up. `messages`: (address, data) of each Msi() that was sent.
-    `device.machine` is None; timers follow `now`, which only advance() moves.
+    `device.machine` is None; timers follow `now`, which only advance() moves,
+    and what it watches is looked at by poll(). `memory`: the RAM, or None.
 
     Threads: one.
     """
 
-    def __init__(self, device: D) -> None:
+    def __init__(self, device: D, memory: int | str = 0) -> None:
         if not isinstance(device, Device):
             raise TypeError(f"{device!r} is no pyvmm.Device")
-        if device.base is not None or device._timers is not None:
+        if device.base is not None or device._services is not None:
             raise ValueError(f"{device!r} is attached already")
         self.device = device
         self._lines = Lines(irq_names(device))
         self.irqs = self._lines.rises
         self.messages = self._lines.messages
-        self._now_ns = START_NS
-        self._timers = Timers(lambda: self._now_ns, lambda due_ns: None)
+        self._clock = Clock()
+        self.timers = Timers(self._clock.now, lambda due_ns: None)
+        self.worker = Worker("", self._clock.now)
+        self.memory: _vmm.Memory | None = None
+        if memory:
+            self.memory = _vmm.Memory()
+            self.memory.add(0, parse_size(memory))
         for number, name in enumerate(self._lines.names):
             line: IrqLine = getattr(device, name)
             line._machine = cast("Machine", self._lines)
             line.line = number
         for message in messages(device):
             message._machine = cast("Machine", self._lines)
-        device._timers = self._timers
+        device._services = self
         device.base = 0
         device.name = device.name or type(device).__name__.lower()
         device.attached()
@@ -169,29 +178,33 @@ class Bus(Generic[D]):
         """A write of 8 bytes."""
         self.write(offset, 8, value)
 
-    # -- time ----------------------------------------------------------------
+    # -- time and files ------------------------------------------------------
 
     @property
     def now(self) -> float:
         """Seconds that have passed for the device."""
-        return (self._now_ns - START_NS) / 1e9
+        return (self._clock.now_ns - 1) / 1e9
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and each timer be called at its time in it."""
-        end_ns = self._now_ns + round(seconds * 1e9)
-        while (due_ns := self._timers.next_ns()) and due_ns <= end_ns:
-            self._now_ns = max(self._now_ns, due_ns)
-            self._timers.run_due()
-        self._now_ns = max(self._now_ns, end_ns)
+        self._clock.advance(seconds, self.timers, self.worker.timers)
+
+    def poll(self, timeout: float | None = 0.0) -> int:
+        """Make the calls of watch() that are to be made; how many.
+
+        Waits for one, at most `timeout` seconds of real time.
+        """
+        return self.worker.poll(timeout)
 
     # -- closing -------------------------------------------------------------
 
     def close(self) -> None:
         """The device is free again; its timers are cancelled."""
-        if self.device._timers is not self._timers:
+        if self.device._services is not self:
             return
-        self._timers.drop(self.device)
-        self.device._timers = None
+        self.timers.drop(self.device)
+        self.worker.stop()
+        self.device._services = None
         self.device.base = None
         for name in self._lines.names:
             line: IrqLine = getattr(self.device, name)
@@ -199,6 +212,7 @@ class Bus(Generic[D]):
             line.line = None
         for message in messages(self.device):
             message._machine = None
+        self.device.detached()
 
     def __enter__(self) -> Bus[D]:
         return self

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, ClassVar
 
-    from typing_extensions import Buffer
-
+NOTIFY = ("inline", "thread", "asyncio")
+CO_COROUTINE = 0x80  # of a code object: it is that of an `async def`
 FEATURES_OK = 0x8  # virtio 1.2, 2.1
 DRIVER_OK = 0x4
 
@@ -38,7 +38,8 @@ class Device(Native):
     `features`: the feature bits of the device itself, 0 to 23 and 50 to 63.
     `config`: a Struct, the fields of the configuration space.
     `notify`: "inline", handlers run on the vCPU's exit while the guest waits;
-    or "thread", on a thread behind an eventfd while the guest runs on.
+    "thread", on a thread behind an eventfd while the guest runs on; "asyncio",
+    on an event loop, the default when handlers are `async def`.
 
     and for each queue a handler `on_NAME(queue)`, called when the driver has
     offered chains there. It may leave some: the next call finds them. The end
@@ -56,9 +57,16 @@ class Device(Native):
     of each name) and `native`, the `_vmm.VirtioMMIO` with the registers. A
     subclass need not call `super().__init__`.
 
+    Handlers that are coroutines may await in the loop's body; the others of
+    that queue wait, unless the chain is deferred and a task completes it. Use
+    `await m.run_async()`, and they run on that event loop; with run() on one
+    of their own, in a thread. When the device goes they are cancelled, and
+    their chains are back in the queues.
+
     Threads: one call of a queue's handler at a time. Inline they run on the
-    thread of the vCPU that notified, else all on the device's own. reset(),
-    negotiated(), started() and configured() run on the vCPU's thread.
+    thread of the vCPU that notified, else all on the device's worker, as do
+    calls of watch(). reset(), negotiated(), started() and configured() run on
+    the vCPU's thread.
     """
 
     device_id: ClassVar[int]
@@ -101,24 +109,6 @@ class Device(Native):
         """
         self._attached().process()
 
-    def dma_read(self, gpa: int, size: int) -> bytes:
-        """Copy bytes out of guest memory; ValueError outside RAM."""
-        return self._attached().memory.read(gpa, size)
-
-    def dma_write(self, gpa: int, data: Buffer) -> None:
-        """Copy bytes into guest memory; ValueError outside RAM."""
-        self._attached().memory.write(gpa, data)
-
-    def dma_view(
-        self, gpa: int, size: int, readonly: bool = False
-    ) -> memoryview:
-        """Guest memory itself, which the guest may change at any moment.
-
-        `T.from_buffer(view)` of ctypes and `numpy.frombuffer(view, dtype)` see
-        it without copying. ValueError when it is not inside one region.
-        """
-        return self._attached().memory.view(gpa, size, readonly)
-
     # -- how it is made --------------------------------------------------------
 
     def make(self, memory: _vmm.Memory) -> _vmm.VirtioMMIO:
@@ -126,10 +116,10 @@ class Device(Native):
         cls = type(self)
         if not isinstance(getattr(self, "device_id", None), int):
             raise TypeError(f"{cls.__name__} needs `device_id`")
-        if self.notify not in ("inline", "thread"):
+        if self.notify not in NOTIFY:
             raise ValueError(
-                f"{cls.__name__}.notify {self.notify!r} is neither 'inline' "
-                "nor 'thread'"
+                f"{cls.__name__}.notify {self.notify!r} is none of "
+                f"{', '.join(map(repr, NOTIFY))}"
             )
         handlers = [getattr(self, f"on_{name}", None) for name in self.queues]
         for name, handler in zip(self.queues, handlers, strict=True):
@@ -138,6 +128,13 @@ class Device(Native):
                     f"{cls.__name__} needs on_{name}(queue), the handler of "
                     f"its queue {name!r}"
                 )
+            if is_coroutine(handler) and self.notify == "thread":
+                raise ValueError(
+                    f"{cls.__name__}.on_{name} is a coroutine function: "
+                    "notify 'thread' cannot run it, 'asyncio' does"
+                )
+        if any(map(is_coroutine, handlers)):
+            self.notify = "asyncio"
         told = any(
             getattr(cls, name) is not getattr(Device, name)
             for name in ("reset", "negotiated", "started", "configured")
@@ -173,10 +170,18 @@ class Device(Native):
         return self.native
 
     def _notified(self, index: int) -> None:
+        queue = self._told[index]
+        if self.notify == "asyncio":
+            handler = getattr(self, f"on_{list(self.queues)[index]}")
+            if is_coroutine(handler):
+                if self._services is not None:
+                    worker: Any = self._services.worker  # a LoopWorker
+                    worker.start(queue, handler)
+                return
         try:
-            self._told[index].work()
+            queue.work()
         except BaseException as exc:
-            exc.add_note(f"in the handler of {self._told[index].name}")
+            exc.add_note(f"in the handler of {queue.name}")
             raise
 
     def _happened(self, what: int, first: int, second: int, third: int) -> None:
@@ -197,3 +202,10 @@ class Device(Native):
             return f"<{name} {self.notify}, not attached>"
         place = "" if self.base is None else f" mmio {self.base:#x},"
         return f"<{name} {self.notify},{place} {self.native!r}>"
+
+
+def is_coroutine(handler: object) -> bool:
+    """Whether it is an `async def` (inspect costs a start more than this)."""
+    function = getattr(handler, "__func__", handler)
+    code = getattr(function, "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & CO_COROUTINE)

@@ -14,6 +14,8 @@ import select
 import time
 
 from .. import _vmm
+from ..timers import Clock, Timers
+from ..worker import ThreadWorker, Worker
 from . import rings
 from .rings import NEXT, WRITE, Ring, Transport
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ..eventloop import LoopThread
     from .device import Device
 
 RINGS = 0x1000
@@ -62,6 +65,10 @@ class Driver:
     `raw`: registers and rings without any care, for hostile drivers.
     `memory`: the RAM.
 
+    Timers of the device follow a clock that only advance() moves. Its worker
+    is a thread or an event loop if `notify` says so; else poll() does what it
+    would.
+
     Threads: one.
     """
 
@@ -86,18 +93,36 @@ class Driver:
         self._end = RINGS
         self._in_flight = 0
         self._fds: list[int] = []
-        self._thread: Any = None
         self._failed: BaseException | None = None
-        self._irq_fd = self._eventfd()
-        self.native.irq_fd = self._irq_fd
+        self._clock = Clock()
+        self.timers = Timers(self._clock.now, lambda due_ns: None)
+        self._loop: LoopThread | None = None
+        self.native.irq_fd = self._irq_fd = self._eventfd()
+        if device.notify != "inline":
+            self.native.doorbell_fd = self._eventfd()
+        self.worker = self._make_worker()
+        device._services = self
+        device.name = device.name or type(device).__name__.lower()
         try:
-            if device.notify == "thread":
-                self._start_thread()
+            device.attached()
             if start:
                 self.start()
         except BaseException:
             self.close()
             raise
+
+    def _make_worker(self) -> Worker:
+        name = type(self.device).__name__
+        if self.device.notify == "thread":
+            return ThreadWorker(name, self._fail, self.native)
+        if self.device.notify == "asyncio":
+            from ..eventloop import LoopThread, LoopWorker
+
+            worker = LoopWorker(name, self._fail, self.native)
+            self._loop = LoopThread(name)
+            worker.bind(self._loop.loop)
+            return worker
+        return Worker(name, self._clock.now)
 
     # -- life ----------------------------------------------------------------
 
@@ -124,17 +149,21 @@ class Driver:
         self.raw.set(rings.STATUS, 0)
 
     def close(self) -> None:
-        """End its thread, and close all; raises what the thread raised."""
-        if self._thread is not None:
-            os.eventfd_write(self._stop_fd, 1)
-            self._thread.join()
-            self._thread = None
+        """End its worker, and close all; raises what the worker raised."""
+        if self.device._services is not self:
+            return
+        self.worker.stop()
+        if self._loop is not None:
+            self._loop.close()
+        self.timers.drop(self.device)
+        self.device._services = None
         if not self.native.closed:
             self.native.irq_fd = self.native.doorbell_fd = -1
             self.native.close()
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
+        self.device.detached()
         self._raise()
 
     def __enter__(self) -> Driver:
@@ -154,25 +183,37 @@ class Driver:
         self._fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         return self._fds[-1]
 
-    def _start_thread(self) -> None:
-        from threading import Thread
-
-        self.native.doorbell_fd = self._eventfd()
-        self._stop_fd = self._eventfd()
-        self._thread = Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        try:
-            self.native.serve(self._stop_fd)
-        except BaseException as exc:
-            self._failed = exc
-            os.eventfd_write(self._irq_fd, 1)
+    def _fail(self, exc: BaseException) -> None:
+        self._failed = exc
+        os.eventfd_write(self._irq_fd, 1)
 
     def _raise(self) -> None:
         failed, self._failed = self._failed, None
         if failed is not None:
+            if self.device._services is self:
+                self.worker.resume()
             raise failed
+
+    # -- what the device does by itself ----------------------------------------
+
+    def poll(self, timeout: float | None = 0.0) -> int:
+        """Make the calls of watch() that are to be made; how many.
+
+        Waits for one, at most `timeout` seconds. For devices that are inline:
+        the others' workers do it by themselves.
+        """
+        if self.device.notify != "inline":
+            raise ValueError(
+                f"the worker of {self.device!r} makes its calls by itself"
+            )
+        return self.worker.poll(timeout)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and each timer be called at its time in it."""
+        every = [self.timers]
+        if self.device.notify == "inline":
+            every.append(self.worker.timers)
+        self._clock.advance(seconds, *every)
 
     # -- what it can see -------------------------------------------------------
 

@@ -130,7 +130,7 @@ def test_exception_of_the_thread_ends_the_run() -> None:
         with pytest.raises(KeyError, match="mine") as caught:
             m.run(timeout=20)
         notes = "\n".join(caught.value.__notes__)
-        assert "in the thread that serves scripted" in notes
+        assert "on the worker thread of scripted: mmio 0xd0000000" in notes
 
 
 def test_deferred_chains_are_completed_elsewhere() -> None:

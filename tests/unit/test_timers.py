@@ -137,7 +137,7 @@ def test_a_guest_cannot_fill_memory(bus) -> None:
         timer.cancel()
     for _ in range(5 * MOST):
         device.after(1, print).cancel()
-    assert len(device._timers._heap) < 2 * MOST
+    assert len(device._services.timers._heap) < 2 * MOST
     device.after(1, print)
 
 
@@ -159,11 +159,11 @@ def test_what_is_refused(bus, seconds, call, error) -> None:
         bus.device.every(seconds, call)
     with pytest.raises(ValueError, match="more than 0 seconds"):
         bus.device.every(0, print)
-    assert not bus.device._timers._heap
+    assert not bus.device._services.timers._heap
 
 
 def test_without_a_machine() -> None:
-    with pytest.raises(ValueError, match="Plain has no clock: attach it"):
+    with pytest.raises(ValueError, match="Plain has no clock yet: attach it"):
         Plain().after(1, print)
 
 

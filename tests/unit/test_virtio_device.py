@@ -972,7 +972,7 @@ class Elsewhere(Unnamed):
         (Unnamed, TypeError, "needs `device_id`"),
         (Unhandled, TypeError, r"needs on_a\(queue\)"),
         (Odd, ValueError, "no power of two"),
-        (Elsewhere, ValueError, "neither 'inline' nor 'thread'"),
+        (Elsewhere, ValueError, "none of 'inline', 'thread'"),
     ],
 )
 def test_refused(cls: type, error: type[Exception], message: str) -> None:
