@@ -6,8 +6,7 @@
         m.load("kernel.elf")
         keyboard.send(b"\\x1e\\x9e")          # press and release A, in set 1
         stop = m.run(timeout=5)
-    if keyboard.resets:
-        print("the guest has reset the machine")
+    print(stop.reason)                      # "reset" when the guest asked so
 
 Data is at port 0x60, status and commands at 0x64 (`places={"control": ...}`
 moves that).
@@ -24,7 +23,7 @@ moves that).
 The keyboard knows the commands that drivers send, and answers them. There is no
 mouse: commands for one are taken and nothing comes of them.
 
-A reset ends the run as a write of 0 to the exit port does, or calls what
+A reset ends the run with a Stop "reset", or calls what
 `I8042(on_reset=callable)` was given:
 
 >>> keyboard = I8042(on_reset=lambda: print("reset"))
@@ -100,7 +99,7 @@ class I8042(pyvmm.Device):
     """A keyboard controller, the keyboard at it, and the reset line.
 
     `on_reset`: called when the guest pulls that, on the thread of its vCPU;
-    without it the run ends with status 0. `resets` counts.
+    without it the run ends with a Stop "reset". `resets` counts.
 
     Threads: any may call send().
     """
@@ -183,7 +182,7 @@ class I8042(pyvmm.Device):
         if self.on_reset is not None:
             self.on_reset()
         elif self.machine is not None:
-            self.machine.exit(0)
+            self.machine.reset()
 
     # -- the guest's side ----------------------------------------------------
 

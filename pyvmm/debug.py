@@ -214,8 +214,13 @@ class Debugger:
         vcpu.debug(step=True)
         runner = self.machine._runner
         while True:
+            if runner.leaving:
+                vcpu.kick()  # asked for before it is run
             exit = vcpu.run(timeout)
-            if exit.reason != _vmm.EXIT_KICK or runner.wanted:
+            if exit.reason != _vmm.EXIT_KICK:
+                return vcpu.index, exit
+            runner.raise_failures()
+            if runner.leaving:
                 return vcpu.index, exit
 
     def _run_armed(self, points: list[Point], timeout: float | None) -> End:

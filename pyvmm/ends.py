@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from . import _vmm, stop, x86
 from .errors import GuestError, GuestTimeout
-from .run import EXIT
 from .stop import Registers, Stop, linear_pc
 
 TYPE_CHECKING = False
@@ -45,14 +44,17 @@ def make_stop(
     elif exit.rip is not None:
         cs = registers.segment("cs")
         address = linear_pc(cs, registers.efer, exit.rip)
-    reason, message = classify(machine, exit, point, timeout)
+    asked = machine._runner.tell(exit)
+    if asked is not None:
+        reason, message = asked.reason, asked.message
+    else:
+        reason, message = classify(machine, exit, point, timeout)
     # KVM has moved on when a write comes out, and not when a read does.
     passed = exit.size > 0 and exit.write
-    status = None
-    if reason == "exit":
-        by_port = exit.reason == _vmm.EXIT_STOP
-        status = exit.value if by_port else machine._runner.status
-    if exit.reason == _vmm.EXIT_HALT and registers.rflags & x86.RFLAGS_IF:
+    status = exit.value if exit.reason == _vmm.EXIT_STOP else None
+    if asked is not None:
+        status = asked.status
+    elif exit.reason == _vmm.EXIT_HALT and registers.rflags & x86.RFLAGS_IF:
         message = "halt with interrupts on, but without an irqchip"
     insn = b""
     if reason not in stop.MEANT and passed:
@@ -88,8 +90,6 @@ def classify(
             return "halt", "halt with interrupts off"
         case _vmm.EXIT_IDLE:
             return "halt", "halt, and nothing is there to interrupt it"
-        case _vmm.EXIT_KICK if machine._runner.wanted == EXIT:
-            return "exit", f"exit with status {machine._runner.status}"
         case _vmm.EXIT_KICK:
             return "pause", "pause"
         case _vmm.EXIT_DEBUG:

@@ -15,7 +15,7 @@ from .memory import (
     parse_size,
     ram_ranges,
 )
-from .run import CLOSE, EXIT, PAUSE, Runner
+from .run import CLOSE, PAUSE, Runner
 from .symbols import Symbols
 from .wiring import LINES, Wiring
 
@@ -395,17 +395,27 @@ class Machine:
     def exit(self, status: int = 0) -> None:
         """End the run that goes on as a write to the exit port does.
 
-        For devices' methods and other threads: run() returns a Stop "exit"
-        with this `status`, 0 to 2^32 - 1. ValueError on a closed machine,
-        RuntimeError when it does not run.
+        For devices' methods, on whichever vCPU's thread, and for all other
+        threads: run() returns a Stop "exit" with this `status`, 0 to 2^32 - 1.
+        Of several such ends the first counts; one that an exception or
+        another vCPU's end comes before is the outcome of the next run().
+        ValueError on a closed machine, RuntimeError when it does not run.
         """
-        self._check_open()
         if not 0 <= status < 1 << 32:
-            raise ValueError(f"status {status} is outside 0..{1 << 32}")
-        if self._runner.owner is None:
-            raise RuntimeError("the machine does not run")
-        self._runner.status = status
-        self._runner.interrupt(EXIT)
+            raise ValueError(f"status {status} is outside 0..{(1 << 32) - 1}")
+        self._runner.ask("exit", status)
+
+    def reset(self) -> None:
+        """End the run that goes on with a Stop "reset"; as exit().
+
+        For the devices by which a guest resets its machine. What comes of it
+        is for whoever called run(): here nothing is reset.
+        """
+        self._runner.ask("reset")
+
+    def poweroff(self) -> None:
+        """End the run that goes on with a Stop "poweroff"; as exit()."""
+        self._runner.ask("poweroff")
 
     def wait(self, timeout: float | None = None) -> Stop:
         """Wait for the end of what start() began, and return its Stop.
@@ -590,7 +600,9 @@ class Machine:
             self._close(0)
 
     def _check_open(self) -> None:
-        if self._closed or self._runner.closed:
+        # The run that close() is ending may go on to its end.
+        runner = self._runner
+        if self._closed or (runner.closed and not runner.inside):
             raise ValueError("operation on closed Machine")
 
 

@@ -34,10 +34,32 @@ PASSING = (
     _vmm.EXIT_IDLE,
 )
 
+# Why the host wants a run to return.
 PAUSE = "pause"
 CLOSE = "close"
-EXIT = "exit"  # Machine.exit()
 MATCH = "match"  # console.expect() saw what it waits for
+
+
+class Asked:
+    """An end that Machine.exit(), reset() or poweroff() asked for.
+
+    `reason` and `status` of the Stop to come; `cpu`: the vCPU on whose thread
+    it was asked for, or None.
+    """
+
+    __slots__ = ("cpu", "reason", "status")
+
+    def __init__(self, reason: str, status: int | None, cpu: int | None):
+        self.reason = reason
+        self.status = status
+        self.cpu = cpu
+
+    @property
+    def message(self) -> str:
+        """The reason with its details, as Stop has it."""
+        if self.status is None:
+            return self.reason
+        return f"{self.reason} with status {self.status}"
 
 
 class Round:
@@ -47,7 +69,7 @@ class Round:
         self.deadline = None if timeout is None else monotonic() + timeout
         self.over = False
         self.ends: list[End] = []
-        self.failures: list[tuple[int, BaseException]] = []
+        self.failures: list[BaseException] = []
 
     def left(self) -> float | None:
         """Seconds until the deadline, not below 0."""
@@ -59,8 +81,8 @@ class Round:
 class Runner:
     """Runs the vCPUs of one machine.
 
-    Threads: interrupt(), fail() and what waits may be called from any; one
-    thread at a time runs, and the others get a RuntimeError.
+    Threads: ask(), interrupt(), fail() and what waits may be called from any;
+    one thread at a time runs, and the others get a RuntimeError.
     """
 
     def __init__(self) -> None:
@@ -68,7 +90,7 @@ class Runner:
         self.changed = Condition()
         self.owner: int | None = None  # the thread inside run()
         self.wanted: str | None = None
-        self.status = 0  # that Machine.exit() was given
+        self.asked: Asked | None = None  # until a Stop has told it
         self.closed = False
         self.outcome: Stop | BaseException | None = None  # of the last run
         self.background: Thread | None = None
@@ -106,9 +128,49 @@ class Runner:
     @property
     def inside(self) -> bool:
         """Whether the calling thread is the one inside run()."""
-        return self.owner == get_ident() or any(
-            worker.ident == get_ident() for worker in self._workers
-        )
+        return self._cpu() is not None
+
+    def _cpu(self) -> int | None:
+        """The vCPU that the calling thread runs, or None."""
+        here = get_ident()
+        if self.owner == here:
+            return 0
+        for index, worker in enumerate(self._workers, 1):
+            if worker.ident == here:
+                return index
+        return None
+
+    def ask(self, reason: str, status: int | None = None) -> None:
+        """End the run that goes on with a Stop of this reason.
+
+        The first of several counts. One that something else came before is the
+        end of the next run. RuntimeError when nobody runs, ValueError when the
+        machine is closed.
+        """
+        with self.changed:
+            if self.owner is None and self.closed:
+                raise ValueError("operation on closed Machine")
+            if self.owner is None:
+                raise RuntimeError("the machine does not run")
+            if self.asked is None:
+                self.asked = Asked(reason, status, self._cpu())
+        self.kick()
+
+    def tell(self, exit: _vmm.Exit) -> Asked | None:
+        """The end that was asked for, if the Stop of this exit is to tell it.
+
+        It is not when a vCPU brought along more than that it was kicked, and
+        not to an expect() that ends its own run.
+        """
+        if exit.reason not in PASSING or self.wanted == MATCH:
+            return None
+        asked, self.asked = self.asked, None
+        return asked
+
+    @property
+    def leaving(self) -> bool:
+        """Whether something wants the run to return."""
+        return bool(self.wanted or self.asked or self._failures)
 
     def interrupt(self, what: str) -> None:
         """Make the run that goes on return; `what` says why."""
@@ -179,11 +241,11 @@ class Runner:
         Exceptions of devices leave it as they are. What another vCPU brought
         along at the same time is kept for the next round.
         """
-        self._raise_failures()
+        self.raise_failures()
         if self._pending:
             return self._pending.pop(0)
         round_ = Round(timeout)
-        if self.wanted:
+        if self.leaving:
             self.kick()  # it was asked for before there were vCPUs
         if len(self.vcpus) == 1:
             self._run_one(0, round_)
@@ -191,24 +253,33 @@ class Runner:
             self._run_all(round_)
         return self._settle(round_)
 
-    def _raise_failures(self) -> None:
+    def raise_failures(self, *failures: BaseException) -> None:
+        """Raises these and those of devices' threads; nothing without any."""
         with self.changed:
-            failures, self._failures = self._failures, []
-        if failures:
-            raise join(failures)
+            raised = [*failures, *self._failures]
+            self._failures = []
+        if raised:
+            raise join(raised)
 
     def _settle(self, round_: Round) -> End:
-        self._raise_failures()
-        ends = round_.ends
-        if round_.failures:
-            self._pending += [e for e in ends if e[1].reason not in PASSING]
-            raise join([exc for _, exc in round_.failures])
-        first = ends[0]
-        self._pending += [
-            end for end in ends[1:] if end[1].reason not in PASSING
-        ]
+        lasting = [e for e in round_.ends if e[1].reason not in PASSING]
+        passing = [e for e in round_.ends if e[1].reason in PASSING]
+        try:
+            self.raise_failures(*round_.failures)
+        except BaseException:
+            self._pending += lasting
+            raise
+        first = round_.ends[0]
+        if first[1].reason not in PASSING:
+            self._pending += lasting[1:]
+            return first
+        self._pending += lasting
         if first[1].reason == _vmm.EXIT_KICK and self._pending:
             return self._pending.pop(0)
+        if self.asked is not None:
+            # The Stop shows the vCPU whose guest did it.
+            cpu = self.asked.cpu
+            first = next((end for end in passing if end[0] == cpu), first)
         return first
 
     def _run_one(self, index: int, round_: Round) -> None:
@@ -216,7 +287,7 @@ class Runner:
         vcpu = self.vcpus[index]
         try:
             while not round_.over:
-                if self.wanted:
+                if self.leaving:
                     vcpu.kick()  # asked for before there was a vCPU
                 # Only the caller's thread looks at the clock.
                 left = None if index else round_.left()
@@ -224,15 +295,14 @@ class Runner:
                 if exit.reason != _vmm.EXIT_KICK:
                     round_.ends.append((index, exit))
                     break
-                if self.wanted or self._failures or vcpu.closed:
-                    if not round_.ends:
-                        round_.ends.append((index, exit))
+                if self.leaving or round_.over or vcpu.closed:
+                    round_.ends.append((index, exit))
                     break
                 # A kick that was meant for an earlier round.
         except BaseException as exc:
             if index:
                 exc.add_note(f"on the thread of vCPU {index}")
-            round_.failures.append((index, exc))
+            round_.failures.append(exc)
         if not round_.over:
             round_.over = True
             for other in self.vcpus:
@@ -260,7 +330,7 @@ class Runner:
                 except KeyboardInterrupt as exc:
                     late = exc
         if late is not None:
-            round_.failures.append((0, late))
+            round_.failures.append(late)
 
     def _hire(self) -> None:
         """Make the threads of vCPUs 1 and up."""

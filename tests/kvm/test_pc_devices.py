@@ -216,7 +216,7 @@ def test_i8042() -> None:
         m.console.expect("ready\n", timeout=20)
         keyboard.send(b"\x1e\x9e\x1f\x9f")
         stop = m.run(timeout=20)
-        assert (stop.reason, stop.status) == ("exit", 0)
+        assert (stop.reason, stop.status) == ("reset", None)
     assert keyboard.resets == 1
     assert m.console.text == "ready\n1e 9e 1f 9f \n"
 
@@ -267,7 +267,7 @@ def test_acpi_pm() -> None:
         m.console.expect("ready\n", timeout=20)
         pm.press()
         stop = m.run(timeout=20)
-        assert (stop.reason, stop.status) == ("exit", 0)
+        assert (stop.reason, stop.status) == ("poweroff", None)
     assert pm.slept == 5
 
 

@@ -68,12 +68,33 @@ def provoke_halt() -> str:
     return ended("cli; hlt").reason
 
 
+def asked(end: Callable[[pyvmm.Machine], None]) -> str:
+    """What a device asks for; then the guest goes on."""
+
+    class Asker(pyvmm.Device):
+        size = 1
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            end(self.machine)
+
+    with pyvmm.Machine() as m:
+        m.attach(Asker(), port=0x80)
+        m.load(asm="out 0x80, al; mov al, 7; out 0xf4, al")
+        reason = m.run(timeout=20).reason
+        assert m.run(timeout=20).status == 7
+    return reason
+
+
 def provoke_reset() -> str:
-    return classified(_vmm.EXIT_SYSTEM_EVENT, ends.EVENT_RESET)[0]
+    reset = classified(_vmm.EXIT_SYSTEM_EVENT, ends.EVENT_RESET)[0]
+    assert asked(pyvmm.Machine.reset) == reset
+    return reset
 
 
 def provoke_poweroff() -> str:
-    return classified(_vmm.EXIT_SYSTEM_EVENT, ends.EVENT_SHUTDOWN)[0]
+    off = classified(_vmm.EXIT_SYSTEM_EVENT, ends.EVENT_SHUTDOWN)[0]
+    assert asked(pyvmm.Machine.poweroff) == off
+    return off
 
 
 COUNT = "xor eax, eax\nagain: inc eax\njmp again"
@@ -402,6 +423,38 @@ def test_closed_from_another_thread() -> None:
     thread.start()
     with pytest.raises(pyvmm.Error, match="closed while it ran"):
         m.wait(20)
+    thread.join()
+
+
+@pytest.mark.parametrize("when", ["booting", "in a device"])
+def test_closed_at_any_moment(when: str) -> None:
+    """Neither the boot nor a device's interrupt finds it closed before."""
+
+    class Ringing(pyvmm.Device):
+        size = 1
+        irq = pyvmm.Irq()
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            close()
+            self.irq.pulse()
+
+    def close() -> None:
+        thread.start()
+        while not m._runner.closed:
+            pass
+
+    class Closing(pyvmm.StartInfo):
+        def words(self, *args):
+            if when == "booting" and not thread.ident:
+                close()
+            return super().words(*args)
+
+    m = pyvmm.Machine(boot=Closing())
+    thread = Thread(target=m.close)
+    m.attach(Ringing(), port=0x80)
+    m.load(asm="out 0x80, al; w: jmp w")
+    with pytest.raises(pyvmm.Error, match="closed while it ran"):
+        m.run(timeout=20)
     thread.join()
 
 

@@ -10,7 +10,7 @@ from pyvmm import testing
 from pyvmm.devices import AcpiPm, PmTimer
 from pyvmm.devices.acpi_pm import POWER_BUTTON, SLEEP, SLEEP_BUTTON
 
-STATUS, ENABLE, CONTROL = 0, 2, 4
+STATUS, ENABLE, CONTROL, RESET = 0, 2, 4, 6
 
 
 @pytest.mark.parametrize("bits", [24, 32])
@@ -80,6 +80,23 @@ def test_sleep(kind) -> None:
         assert kinds == [kind]
         bus.write_u8(CONTROL + 1, 6 << 2 | SLEEP >> 8)
         assert kinds == [kind, 6]
+
+
+def test_reset() -> None:
+    called: list[str] = []
+    device = AcpiPm(on_reset=lambda: called.append("reset"))
+    with testing.bus(device) as bus:
+        for value in (0, 2, 0xFF):
+            bus.write_u8(RESET, value)
+        assert called == []
+        bus.write_u8(RESET, 1)
+        assert called == ["reset"] and bus.read_u8(RESET) == 0
+        # Together with other registers, which are taken as well.
+        bus.write_u32(STATUS, POWER_BUTTON << 16)
+        bus.write(CONTROL, 3, 1 << 16 | 5 << 10)
+        assert called == ["reset"] * 2 and device.slept is None
+        assert bus.read_u16(CONTROL) == 5 << 10 | 1
+        assert "reset=0x0" in repr(device)
 
 
 def test_state_is_carried_over(bus) -> None:
