@@ -2,7 +2,7 @@
 """ACPI's power button, and its registers for sleep (PM1) and reset.
 
     with pyvmm.Machine() as m:
-        pm = m.attach(AcpiPm(), port=0x600, irq=9)
+        pm = m.attach(AcpiPm())             # at port 0x600, line 9
         m.load("kernel.elf")
         m.start(timeout=60)
         pm.press()
@@ -63,7 +63,8 @@ class AcpiPm(pyvmm.Device):
     Threads: any may call press() and wake().
     """
 
-    irq = pyvmm.Irq()
+    port = 0x600
+    irq = pyvmm.Irq(9)
     status = pyvmm.Reg(0, 2, access="w1c", mask=ENABLES | WAKE, doc="PM1_STS")
     enable = pyvmm.Reg(2, 2, mask=ENABLES, doc="PM1_EN")
     control = pyvmm.Reg(

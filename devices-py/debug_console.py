@@ -2,13 +2,14 @@
 """The port to which firmware prints: what Bochs has at 0xe9, and OVMF at 0x402.
 
     with pyvmm.Machine(strict=False) as m:
-        console = m.attach(DebugConsole(), port=0x402)
+        console = m.attach(DebugConsole())  # at port 0x402
         m.load("firmware.elf")
         m.run(timeout=5, check=False)
     print(console.text)
 
-At 0xe9 a machine has a console of its own, unless `console=False`. A guest
-finds out whether there is one of these by a read, which gives 0xe9:
+`attach(DebugConsole(), port=0xE9)` is Bochs's, for a machine that is made with
+`console=False`: others have a console of their own there. A guest finds out
+whether there is one of these by a read, which gives 0xe9:
 
 >>> console = DebugConsole()
 >>> for byte in b"SEC":
@@ -34,6 +35,7 @@ class DebugConsole(pyvmm.Device):
     """
 
     size = 1
+    port = 0x402
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ A machine has an exit port of its own, 0xf4, where a write of v ends the run
 with the status v. This is for guests that were written for QEMU:
 
     with pyvmm.Machine() as m:
-        m.attach(DebugExit(), port=0x501)
+        m.attach(DebugExit())               # at port 0x501
         m.load("kernel.elf")
         stop = m.run(timeout=5)
     assert stop.status == 33                # the guest wrote 16
@@ -31,6 +31,7 @@ class DebugExit(pyvmm.Device):
     """
 
     size = 4
+    port = 0x501
 
     def __init__(self) -> None:
         self.status: int | None = None

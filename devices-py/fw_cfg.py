@@ -2,7 +2,9 @@
 """Named pieces of data for a guest: QEMU's firmware configuration device.
 
     with pyvmm.Machine() as m:
-        m.attach(FwCfg({"opt/org.example/greeting": b"hello"}), port=0x510)
+        m.attach(FwCfg({"opt/org.example/greeting": b"hello"}))
+
+at port 0x510, where a PC has it.
 
 | offset | size | |
 | --- | --- | --- |
@@ -73,6 +75,7 @@ class FwCfg(pyvmm.Device):
     """
 
     size = 12
+    port = 0x510
 
     def __init__(
         self,

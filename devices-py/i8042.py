@@ -2,14 +2,14 @@
 """The keyboard controller of a PC, by which guests also reset the machine.
 
     with pyvmm.Machine() as m:
-        keyboard = m.attach(I8042(), port=0x60, irq=1)
+        keyboard = m.attach(I8042())        # line 1
         m.load("kernel.elf")
         keyboard.send(b"\\x1e\\x9e")          # press and release A, in set 1
         stop = m.run(timeout=5)
     print(stop.reason)                      # "reset" when the guest asked so
 
-Data is at port 0x60, status and commands at 0x64 (`places={"control": ...}`
-moves that).
+or `pyvmm run kernel.elf --device I8042`. Data is at port 0x60, status and
+commands are at 0x64 (`places={"control": ...}` moves that).
 
 | command | |
 | --- | --- |
@@ -105,7 +105,8 @@ class I8042(pyvmm.Device):
     """
 
     size = 1
-    irq = pyvmm.Irq()
+    port = 0x60
+    irq = pyvmm.Irq(1)
     control = pyvmm.Range(1, port=0x64)
     data = pyvmm.Reg(0, 1, doc="what the keyboard or the controller says")
     command = pyvmm.Reg(0, 1, range=control, doc="status and commands")

@@ -2,7 +2,7 @@
 """The timer that ACPI describes: 3.579545 MHz, a count that goes round.
 
     with pyvmm.Machine() as m:
-        m.attach(PmTimer(), port=0x608)
+        m.attach(PmTimer())                 # at port 0x608
 
 A read of four bytes gives the count, of 24 bits unless `bits=32`, that is 4.7
 seconds or 20 minutes. Writes do nothing. Nothing interrupts when it goes round.
@@ -28,6 +28,7 @@ class PmTimer(pyvmm.Device):
     Threads: as Device; `now` is called on the thread of the vCPU that reads.
     """
 
+    port = 0x608
     count = pyvmm.Reg(0, 4, access="ro", doc="the time, 24 or 32 bits of it")
 
     def __init__(

@@ -5,7 +5,7 @@ Guests that write to port 0x80 (many do, some only to wait a moment) end with an
 unclaimed access on a strict machine. This claims it, and keeps what is written:
 
     with pyvmm.Machine() as m:
-        post = m.attach(PostCodes(), port=0x80)
+        post = m.attach(PostCodes())
         m.load("firmware.elf")
         stop = m.run(timeout=5, check=False)
     print(post)                 # <PostCodes 01 02 7f>
@@ -31,6 +31,7 @@ class PostCodes(pyvmm.Device):
     """
 
     size = 1
+    port = 0x80
 
     def __init__(self, keep: int = 256) -> None:
         # Bounded: a guest may write for ever.

@@ -2,8 +2,9 @@
 """The clock of a PC and its 114 bytes of memory: an MC146818.
 
     with pyvmm.Machine() as m:
-        m.attach(Rtc(), port=0x70, irq=8)
+        m.attach(Rtc())                     # at port 0x70, line 8
 
+or `pyvmm run kernel.elf --device Rtc`.
 The guest writes a register's number to port 0x70 and finds it at 0x71. A write
 of two bytes to 0x70 is one to each.
 
@@ -94,7 +95,8 @@ class Rtc(pyvmm.Device):
     Threads: as Device; any may read `time`.
     """
 
-    irq = pyvmm.Irq()
+    port = 0x70
+    irq = pyvmm.Irq(8)
     index = pyvmm.Reg(0, 1, access="wo", mask=0x7F, doc="a register's number")
     data = pyvmm.Reg(1, 1, doc="that register")
 

@@ -2,13 +2,15 @@
 """A 16550A UART, the serial port of a PC.
 
     with pyvmm.Machine(cmdline="console=ttyS0") as m:
-        serial = m.attach(Serial(), port=0x3F8, irq=4)
+        serial = m.attach(Serial())
         m.load("kernel.elf")
         serial.send("help\\n")
         m.run(timeout=5)
     print(serial.text)
 
-`Serial(output=callable)` hands on what the guest sends while it runs.
+That is a PC's first one, at port 0x3f8 and line 4; `attach(Serial(),
+port=0x2F8, irq=3)` is the second. `Serial(output=callable)` hands on what the
+guest sends while it runs. From a shell: `pyvmm run kernel.elf --device Serial`.
 
 | offset | read | written | with the divisor latch open (LCR bit 7) |
 | --- | --- | --- | --- |
@@ -139,7 +141,8 @@ class Serial(pyvmm.Device):
     """
 
     size = 8
-    irq = pyvmm.Irq()
+    port = 0x3F8
+    irq = pyvmm.Irq(4)
 
     def __init__(
         self,

@@ -86,8 +86,9 @@ def make_parser() -> ArgumentParser:
         action="append",
         default=[],
         metavar="FILE.py[:Class][@PLACE]",
-        help="attach the pyvmm.Device in a file, at an address (@0xd0000000), "
-        "at ports (@port:0x80) or where there is room; may be repeated",
+        help="attach the pyvmm.Device in a file, or one of pyvmm.devices "
+        "(Rtc), at an address (@0xd0000000), at ports (@port:0x80) or at its "
+        "own place; may be repeated",
     )
     run.add_argument(
         "--timeout", type=seconds, metavar="S", help="give up after S seconds"
@@ -215,7 +216,12 @@ def parse_place(place: str) -> tuple[int | None, int | None]:
 
 
 def make_device(name: str) -> object:
-    """The device of a `FILE.py[:Class]`: its Class, or its only one."""
+    """The device of a `FILE.py[:Class]`: its Class, or its only one.
+
+    Or that of a ready-made `Class`.
+    """
+    if name.isidentifier():
+        return ready_made(name)()
     from importlib.util import module_from_spec, spec_from_file_location
 
     from .device import Device
@@ -253,6 +259,22 @@ def make_device(name: str) -> object:
         )
     device: object = found[0]()
     return device
+
+
+def ready_made(name: str) -> Callable[[], object]:
+    """The class of that name in pyvmm.devices.
+
+    By name: the package itself is not built on them.
+    """
+    from importlib import import_module
+
+    devices = import_module(f"{__package__}.devices")
+    if name not in devices.__all__:
+        raise ValueError(
+            f"{name!r} is no FILE.py and none of {', '.join(devices.__all__)}"
+        )
+    made: Callable[[], object] = getattr(devices, name)
+    return made
 
 
 def feed_input(machine: Machine) -> None:

@@ -18,16 +18,25 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 REGISTERS = f"{__package__}.registers"  # loaded for classes that have some
+LAST_LINE = 23  # of the IOAPIC
 
 
 class Irq:
     """An interrupt line of a device, declared in its class: `irq = Irq()`.
 
     On a device it is the line itself, with set(), clear() and pulse(). The
-    line's number is chosen when the device is attached, unless given.
+    line's number is that of attach(), or else `line`, 1 to 23, or else it is
+    chosen when the device is attached.
     """
 
     name = "irq"
+
+    def __init__(self, line: int | None = None) -> None:
+        if line is not None and not isinstance(line, int):
+            raise TypeError(f"line is an int, not {type(line).__name__}")
+        if line is not None and not 0 < line <= LAST_LINE:
+            raise ValueError(f"line {line} is outside 1..{LAST_LINE}")
+        self.line = line
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -276,9 +285,10 @@ class Device(Services):
     """A device in Python, on a range of addresses or ports.
 
     A subclass sets `size`, the bytes of its range, and declares registers
-    (`Reg`) or overrides read() and write(). `attach()` fills in the rest:
-    `machine`, `base` (address or first port), `is_port`, `name`. A subclass
-    need not call `super().__init__`.
+    (`Reg`) or overrides read() and write(). With `port` or `mmio` as well, an
+    int, its range is at that port or address unless attach() is told
+    otherwise. `attach()` fills in the rest: `machine`, `base` (address or first
+    port), `is_port`, `name`. A subclass need not call `super().__init__`.
 
         class Adder(pyvmm.Device):
             size = 8

@@ -241,17 +241,19 @@ class Machine:
         *,
         mmio: int | bool | None = None,
         port: int | None = None,
-        irq: int | None = None,
+        irq: int | bool | None = None,
         name: str | None = None,
         places: Mapping[str, int] | None = None,
     ) -> D:
         """Put a device on the machine, and return it.
 
-        `mmio`: its address; None chooses one from 0xd0000000 on. `port`: its
-        first port instead. `irq`: the line of its first Irq(), 1 to 23; None
-        chooses 16 to 23 first, then 5 to 15. `name`: its word on the guest's
-        command line, the class's name in lower case by default. `places`:
-        addresses or ports of further ranges (`Range`), by name.
+        `mmio`: its address; True chooses one from 0xd0000000 on. `port`: its
+        first port instead. Without both it is where its class has its place
+        (`port`, `mmio`), or one is chosen. `irq`: the line of its first Irq(),
+        1 to 23; True chooses 16 to 23 first, then 5 to 15; without it the line
+        is the class's, as of Irq(8), or chosen. `name`: its word on the
+        guest's command line, the class's name in lower case by default.
+        `places`: addresses or ports of further ranges (`Range`), by name.
 
         The device is a Device, any object with size, read() and write(), a
         virtio.Device, an Rng, or a `_vmm.VirtioMMIO`. Raises ValueError naming

@@ -10,7 +10,15 @@ from __future__ import annotations
 import os
 
 from . import _vmm
-from .device import Device, IrqLine, RangeAt, irq_names, messages, ranges
+from .device import (
+    LAST_LINE,
+    Device,
+    IrqLine,
+    RangeAt,
+    irq_names,
+    messages,
+    ranges,
+)
 from .native import Native
 from .run import join
 from .services import Services
@@ -29,7 +37,6 @@ MMIO_BASE = 0xD000_0000
 MMIO_END = _vmm.IOAPIC_BASE
 MMIO_STEP = 0x1000
 LINES = (*range(16, 24), *range(5, 16))  # in the order of choice
-LAST_LINE = 23
 
 # What the in-kernel irqchip answers itself.
 IRQCHIP_RANGES = (
@@ -153,6 +160,8 @@ class Wiring:
         if port is not None and mmio not in (None, False):
             raise ValueError("a device is at an address or at a port, not both")
         size = device_size(device)
+        if port is None and mmio is None:
+            port, mmio = own_place(device)
         is_port = port is not None
         if port is not None:
             base = port
@@ -268,15 +277,17 @@ class Wiring:
             self._placing = []
 
     def _choose_lines(self, slot: Slot, irq: int | None) -> None:
-        names = irq_names(slot.device)
-        wanted = len(names)
+        wanted: list[int | None] = [
+            getattr(type(slot.device), name).line
+            for name in irq_names(slot.device)
+        ]
         if messages(slot.device) and not self.irqchip:
             raise ValueError(
                 f"{slot.name} sends messages, but the machine was made with "
                 "irqchip=False"
             )
         if isinstance(slot.device, Native | _vmm.VirtioMMIO):
-            wanted = 1 if self.irqchip else 0
+            wanted = [None] if self.irqchip else []
         if not wanted:
             if irq is not None:
                 why = "has no Irq()" if self.irqchip else "has no irqchip"
@@ -290,25 +301,33 @@ class Wiring:
         used = {line for other in self.slots for line in other.lines}
         used |= self.machine._own_lines
         if irq is not None:
-            if not 0 < irq <= LAST_LINE:
-                raise ValueError(f"irq {irq} is outside 1..{LAST_LINE}")
-            if irq in used:
-                raise ValueError(f"irq {irq} is taken by {self._holder(irq)}")
-            slot.lines.append(irq)
-            used.add(irq)
-        for line in LINES:
-            if len(slot.lines) == wanted:
-                break
-            if line not in used:
-                slot.lines.append(line)
-        if len(slot.lines) < wanted:
-            raise ValueError(f"no interrupt line is left for {slot.name}")
+            wanted[0] = None if irq is True else irq
+        for line in wanted:
+            if line is None:
+                continue
+            if not 0 < line <= LAST_LINE:
+                raise ValueError(f"irq {line} is outside 1..{LAST_LINE}")
+            if line in used:
+                raise ValueError(
+                    f"{slot.name}: irq {line} is taken by "
+                    f"{self._holder(line, slot)}"
+                )
+            used.add(line)
+        for line in wanted:
+            if line is None:
+                line = next((free for free in LINES if free not in used), None)
+            if line is None:
+                raise ValueError(f"no interrupt line is left for {slot.name}")
+            slot.lines.append(line)
+            used.add(line)
 
-    def _holder(self, line: int) -> str:
+    def _holder(self, line: int, new: Slot) -> str:
         for slot in self.slots:
             if line in slot.lines:
                 return str(slot)
-        return "the console"
+        if line in self.machine._own_lines:
+            return "the console"
+        return f"another line of {new.name}"
 
     # -- timers --------------------------------------------------------------
 
@@ -504,6 +523,30 @@ def device_size(device: object) -> int:
     if size <= 0:
         raise ValueError(f"{type(device).__name__}.size {size} is not above 0")
     return size
+
+
+def own_place(device: object) -> tuple[int | None, int | None]:
+    """The `port` or else the `mmio` that a device's class names for it.
+
+    A register, method or property of that name is none.
+    """
+    if not isinstance(device, Device | Native):
+        return None, None
+    cls = type(device)
+    places: list[int | None] = []
+    for name in ("port", "mmio"):
+        place = getattr(cls, name, None)
+        if hasattr(place, "__get__"):
+            place = None
+        if place is not None and not isinstance(place, int):
+            raise TypeError(
+                f"{cls.__name__}.{name} is an int, not {type(place).__name__}"
+            )
+        places.append(place)
+    port, mmio = places
+    if port is not None and mmio is not None:
+        raise ValueError(f"{cls.__name__} has both port and mmio")
+    return port, mmio
 
 
 def check_methods(device: object) -> None:

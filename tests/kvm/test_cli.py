@@ -155,6 +155,22 @@ def test_devices(pyvmm_, tmp_path: Path) -> None:
     assert "'here' is not a place like 0xd0000000" in done.stderr
 
 
+def test_ready_made_devices(pyvmm_) -> None:
+    """By name, at their own place and elsewhere."""
+    guest = GUEST.format("faults")
+    place = "PostCodes@port:0x1234"
+    done = pyvmm_("run", guest, "--cmdline", "port", "--device", place)
+    assert (done.stdout, done.returncode) == ("read 0x5a\n", 0)
+    done = pyvmm_(
+        "run", guest, "--device", "Rtc", "--device", "Serial@port:0x2f8"
+    )
+    words = '"rtc@port:0x70+0x2:8 serial@port:0x2f8+0x8:4"'
+    assert words in done.stdout
+    done = pyvmm_("run", guest, "--device", "Toaster")
+    assert done.returncode == 125
+    assert "'Toaster' is no FILE.py and none of AcpiPm, " in done.stderr
+
+
 def test_an_exception_of_a_device_is_shown_whole(
     pyvmm_, tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ class Asker(pyvmm.Device):
 
 def machine(act: Callable[[pyvmm.Machine, int], object], **options):
     m = pyvmm.Machine(**options)
-    m.attach(Asker(act), port=0x80)
+    m.attach(Asker(act))
     return m
 
 
@@ -274,8 +274,8 @@ def test_while_it_is_being_closed() -> None:
 )
 def test_ready_made_devices(code, reason) -> None:
     with pyvmm.Machine() as m:
-        m.attach(I8042(), port=0x60)
-        m.attach(AcpiPm(), port=0x600)
+        m.attach(I8042())
+        m.attach(AcpiPm())
         m.load(asm=f"{code}; mov al, 4; out 0xf4, al")
         assert m.run(timeout=TIMEOUT).reason == reason
         assert m.run(timeout=TIMEOUT).status == 4

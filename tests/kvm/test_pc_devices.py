@@ -74,7 +74,7 @@ int main(void)
 def test_serial(text: str) -> None:
     """The short one is found by the time-out, which wakes a halted guest."""
     with pyvmm.Machine() as m:
-        serial = m.attach(Serial(), port=0x3F8, irq=4)
+        serial = m.attach(Serial())
         serial.send(text)
         m.load(c=SERIAL_GUEST)
         assert m.run(timeout=20).status == 7
@@ -85,7 +85,7 @@ def test_serial(text: str) -> None:
 
 def test_serial_of_a_running_guest() -> None:
     with pyvmm.Machine() as m:
-        serial = m.attach(Serial(), port=0x3F8, irq=4)
+        serial = m.attach(Serial())
         m.load(c=SERIAL_GUEST)
         m.start(timeout=20)
         serial.send("later.")
@@ -96,7 +96,7 @@ def test_serial_of_a_running_guest() -> None:
 def test_debug_exit() -> None:
     """The guest does not come to its next instruction."""
     with pyvmm.Machine() as m:
-        m.attach(DebugExit(), port=0x501)
+        m.attach(DebugExit())
         m.load(asm="mov dx, 0x501; mov eax, 16; out dx, eax; out 0xf4, al")
         stop = m.run(timeout=20)
         assert (stop.reason, stop.status) == ("exit", 33)
@@ -165,11 +165,7 @@ def test_rtc() -> None:
     """Periodic interrupts, 1024 in a second, and an alarm, soon."""
     started = time.monotonic()
     with pyvmm.Machine() as m:
-        m.attach(
-            Rtc(lambda: 1_000_000_000.8 + time.monotonic() - started),
-            port=0x70,
-            irq=8,
-        )
+        m.attach(Rtc(lambda: 1_000_000_000.8 + time.monotonic() - started))
         m.load(c=RTC_GUEST)
         assert m.run(timeout=20).status == 3
     assert m.console.text == "2001-09-09 01:46\n"
@@ -211,7 +207,7 @@ int main(void)
 
 def test_i8042() -> None:
     with pyvmm.Machine() as m:
-        keyboard = m.attach(I8042(), port=0x60, irq=1)
+        keyboard = m.attach(I8042())
         m.load(c=I8042_GUEST)
         m.console.expect("ready\n", timeout=20)
         keyboard.send(b"\x1e\x9e\x1f\x9f")
@@ -224,7 +220,7 @@ def test_i8042() -> None:
 def test_pm_timer() -> None:
     """It goes forward, in steps of less than a second."""
     with pyvmm.Machine() as m:
-        m.attach(PmTimer(bits=32), port=0x608)
+        m.attach(PmTimer(bits=32))
         m.load(
             asm="mov dx, 0x608; in eax, dx; mov ebx, eax; in eax, dx;"
             "sub eax, ebx; out 0xf4, eax"
@@ -262,7 +258,7 @@ int main(void)
 
 def test_acpi_pm() -> None:
     with pyvmm.Machine() as m:
-        pm = m.attach(AcpiPm(), port=0x600, irq=9)
+        pm = m.attach(AcpiPm())
         m.load(c=ACPI_GUEST)
         m.console.expect("ready\n", timeout=20)
         pm.press()
@@ -311,7 +307,7 @@ int main(void)
 
 def test_fw_cfg() -> None:
     with pyvmm.Machine() as m:
-        m.attach(FwCfg({"opt/test": b"by DMA"}), port=0x510)
+        m.attach(FwCfg({"opt/test": b"by DMA"}))
         m.load(c=FW_CFG_GUEST)
         assert m.run(timeout=20).status == 5
     assert m.console.text == "QEMU by DMA\n"

@@ -34,20 +34,26 @@ def test_a_name_that_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "port", "line"),
     [
-        ("Serial", {"port": 0x3F8, "irq": 4}),
-        ("Rtc", {"port": 0x70, "irq": 8}),
-        ("I8042", {"port": 0x60, "irq": 1}),
-        ("AcpiPm", {"port": 0x600, "irq": 9}),
-        ("FwCfg", {"port": 0x510}),
+        ("AcpiPm", 0x600, 9),
+        ("DebugConsole", 0x402, None),
+        ("DebugExit", 0x501, None),
+        ("FwCfg", 0x510, None),
+        ("I8042", 0x60, 1),
+        ("PmTimer", 0x608, None),
+        ("PostCodes", 0x80, None),
+        ("Rtc", 0x70, 8),
+        ("Serial", 0x3F8, 4),
     ],
 )
-def test_reloading(name, options) -> None:
-    """A device keeps its state, and its file can be run again."""
+def test_place_and_reload(name, port, line) -> None:
+    """It is where a PC has it, and goes on with its file run again."""
     with pyvmm.Machine() as m:
-        device = m.attach(getattr(pyvmm.devices, name)(), **options)
+        device = m.attach(getattr(pyvmm.devices, name)())
+        assert device.is_port and device.base == port
+        assert line is None or device.irq.line == line
         before = device.save()
         m.reload(device)
         assert device.save() == before
-        assert f"port {options['port']:#x}" in repr(device)
+        assert device.base == port
