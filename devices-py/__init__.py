@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .fw_cfg import FwCfg as FwCfg
     from .hasher import Hasher as Hasher
     from .i8042 import I8042 as I8042
+    from .pci_host import PciHost as PciHost
     from .pm_timer import PmTimer as PmTimer
     from .post import PostCodes as PostCodes
     from .rtc import Rtc as Rtc
@@ -31,6 +32,7 @@ _HOME = {
     "FwCfg": "fw_cfg",
     "Hasher": "hasher",
     "I8042": "i8042",
+    "PciHost": "pci_host",
     "PmTimer": "pm_timer",
     "PostCodes": "post",
     "Rtc": "rtc",

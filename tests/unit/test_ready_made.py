@@ -41,6 +41,7 @@ def test_a_name_that_is_none() -> None:
         ("DebugExit", 0x501, None),
         ("FwCfg", 0x510, None),
         ("I8042", 0x60, 1),
+        ("PciHost", 0xCF8, None),
         ("PmTimer", 0x608, None),
         ("PostCodes", 0x80, None),
         ("Rtc", 0x70, 8),
