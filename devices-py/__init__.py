@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices that stand alone: one per file, written on the public API only.
 
+PC, in pc.py, is a whole machine of them.
+
     from pyvmm.devices import Serial
 
 loads serial.py and nothing else.
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from .fw_cfg import FwCfg as FwCfg
     from .hasher import Hasher as Hasher
     from .i8042 import I8042 as I8042
+    from .pc import PC as PC
     from .pci_host import PciHost as PciHost
     from .pm_timer import PmTimer as PmTimer
     from .post import PostCodes as PostCodes
@@ -32,6 +35,7 @@ _HOME = {
     "FwCfg": "fw_cfg",
     "Hasher": "hasher",
     "I8042": "i8042",
+    "PC": "pc",
     "PciHost": "pci_host",
     "PmTimer": "pm_timer",
     "PostCodes": "post",

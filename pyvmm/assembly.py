@@ -41,7 +41,7 @@ def realise(machine: Machine) -> _vmm.VM:
             _vmm.VCPU(vm, cpus=machine._count) for _ in range(machine._count)
         ]
         vm.pio.add(_vmm.EXIT_PORT, _vmm.EXIT_SIZE, _vmm.ExitPort())
-        if machine._console is not None:
+        if machine._console is not None and machine._console.device is None:
             vm.pio.add(
                 _vmm.CONSOLE_PORT,
                 _vmm.CONSOLE_SIZE,

@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
+    from typing import Any
 
     from . import _vmm
     from .machine import Machine
@@ -22,6 +23,8 @@ STATUS_ERROR = 125
 STATUS_INTERRUPTED = 130  # 128 + SIGINT
 
 WATCH_SECONDS = 0.1  # between two looks at the files of devices
+
+PRESETS = {"pc": "PC"}  # of --preset: a class of pyvmm.devices
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +81,12 @@ def make_parser() -> ArgumentParser:
     )
     run.add_argument(
         "--cmdline", default="", metavar="WORDS", help="for the guest"
+    )
+    run.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="a machine with devices: pc has those of a minimal PC, its UART "
+        "as the console",
     )
     run.add_argument("--initrd", metavar="FILE", help="put into RAM")
     run.add_argument("--rng", action="store_true", help="attach a virtio-rng")
@@ -176,7 +185,8 @@ def make_machine(options: Namespace) -> Machine:
     """The machine that the options describe."""
     from .machine import Machine
 
-    machine = Machine(
+    make = ready_made(PRESETS[options.preset]) if options.preset else Machine
+    machine: Machine = make(
         options.memory,
         cpus=options.cpus,
         cmdline=options.cmdline,
@@ -261,7 +271,7 @@ def make_device(name: str) -> object:
     return device
 
 
-def ready_made(name: str) -> Callable[[], object]:
+def ready_made(name: str) -> Callable[..., Any]:
     """The class of that name in pyvmm.devices.
 
     By name: the package itself is not built on them.
@@ -273,7 +283,7 @@ def ready_made(name: str) -> Callable[[], object]:
         raise ValueError(
             f"{name!r} is no FILE.py and none of {', '.join(devices.__all__)}"
         )
-    made: Callable[[], object] = getattr(devices, name)
+    made: Callable[..., Any] = getattr(devices, name)
     return made
 
 
@@ -303,7 +313,10 @@ def read_input(machine: Machine) -> None:
     while data := os.read(0, 4096):
         if machine.closed:
             return
-        machine.console.send(data)
+        try:
+            machine.console.send(data)
+        except ValueError:
+            return  # it is being closed
 
 
 def watch(machine: Machine) -> Callable[[], None]:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console of a machine: what the guest printed, and what it reads.
 
-Source: docs/guest-abi.md, ports 0xe9 to 0xed.
+It is the ports 0xe9 to 0xed, or a UART in their place: attach(console=True).
+
+Source: docs/guest-abi.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
 
+PORTS = (_vmm.CONSOLE_PORT, _vmm.CONSOLE_SIZE, "the console")
 WINDOW = 65536  # bytes of output that expect() looks through
 TAIL = 400  # characters of output in an error's text
 
@@ -37,6 +40,7 @@ class Console:
         self._machine = machine
         self.native = _vmm.Console()
         self.line: int | None = None  # interrupt for input
+        self.device: Any = None  # in place of the ports
         self._lock = RLock()
         self._live: Callable[[bytes], object] | None = None
         self._live_at = 0
@@ -82,6 +86,38 @@ class Console:
             self._live = _text_writer(file) if text else file.write
         else:
             self._live = file.write
+
+    # -- a device in place of the ports --------------------------------------
+
+    def _check(self, device: Any) -> None:
+        """ValueError, TypeError unless this device may be the console."""
+        name = type(device).__name__
+        if not callable(getattr(device, "send", None)) or not hasattr(
+            device, "on_output"
+        ):
+            raise TypeError(
+                f"{name} is no console: it needs send(data) and an on_output"
+            )
+        if device.on_output is not None:
+            raise ValueError(
+                f"{name} hands its output to somebody else: where a console's "
+                "goes is what Machine(console=...) says"
+            )
+        if self.device is not None:
+            raise ValueError(f"the console is {self.device!r} already")
+        if self.line is not None:
+            raise ValueError("console_irq is for the console at port 0xe9")
+        if self._machine._vm is not None:
+            raise ValueError(
+                "the machine is made, with a console at port 0xe9: attach "
+                f"{name} earlier"
+            )
+
+    def _carry(self, device: Any) -> None:
+        """This device is the console: what it sends is what is printed."""
+        device.on_output = self.native.print
+        self.device = device
+        self._machine._own_ports.remove(PORTS)
 
     # -- output --------------------------------------------------------------
 
@@ -145,10 +181,14 @@ class Console:
         """Give input to the guest: text (as UTF-8) or bytes.
 
         It waits until the guest reads it; with Machine(console_irq=...) the
-        guest is interrupted as well.
+        guest is interrupted as well. A device that is the console does both
+        in its own way.
         """
         if isinstance(data, str):
             data = data.encode()
+        if self.device is not None:
+            self.device.send(data)
+            return
         self.native.send(data)
         vm = self._machine._vm
         if self.line is not None and vm is not None and not vm.closed:

@@ -7,7 +7,7 @@ from os import PathLike
 
 from . import _vmm, assembly, running
 from .boot import Boot
-from .console import Console
+from .console import PORTS, Console
 from .image import make_image
 from .memory import (
     PhysicalMemory,
@@ -116,9 +116,7 @@ class Machine:
         self._console: Console | None = None
         if console is not False and console is not None:
             self._console = Console(self, console)
-            self._own_ports.append(
-                (_vmm.CONSOLE_PORT, _vmm.CONSOLE_SIZE, "the console")
-            )
+            self._own_ports.append(PORTS)
             self._console_line(console_irq)
         self._closed = False
 
@@ -244,6 +242,7 @@ class Machine:
         irq: int | bool | None = None,
         name: str | None = None,
         places: Mapping[str, int] | None = None,
+        console: bool = False,
     ) -> D:
         """Put a device on the machine, and return it.
 
@@ -254,13 +253,20 @@ class Machine:
         is the class's, as of Irq(8), or chosen. `name`: its word on the
         guest's command line, the class's name in lower case by default.
         `places`: addresses or ports of further ranges (`Range`), by name.
+        `console`: m.console is this device in place of port 0xe9: what it
+        sends is text there, and send() is its input. It has send(data) and an
+        `on_output` that takes a callable, as devices.Serial.
 
         The device is a Device, any object with size, read() and write(), a
         virtio.Device, an Rng, or a `_vmm.VirtioMMIO`. Raises ValueError naming
         the occupant when the place is taken. Works while the guest runs, too.
         """
         self._check_open()
+        if console:
+            self.console._check(device)
         self._wiring.attach(device, mmio, port, irq, name, places)
+        if console:
+            self.console._carry(device)
         return device
 
     def detach(self, device: object) -> None:

@@ -24,7 +24,7 @@ def picture(machine: Machine) -> str:
     elif machine._vm is not None:
         state = "stopped" if machine._ran else "ready"
     lines = [
-        f"<Machine {state}, {machine._count} vCPU"
+        f"<{type(machine).__name__} {state}, {machine._count} vCPU"
         f"{'s' if machine._count > 1 else ''}, {size // 1024} KiB"
     ]
     for gpa, length, flags, _ in regions(machine):
