@@ -344,6 +344,7 @@ class Queue:
     def index(self) -> int: ...
     @property
     def name(self) -> str: ...
+    handler: Callable[[Queue], object] | None
     @property
     def faults(self) -> int: ...  # chains that were too short
     def __iter__(self) -> Iterator[Chain]: ...
@@ -370,6 +371,7 @@ class VirtioMMIO:
     irq_fd: int
     doorbell_fd: int
     on_notify: Callable[[int], object] | None
+    on_event: Callable[[int, int, int, int], object] | None
     @property
     def memory(self) -> Memory: ...
     @property

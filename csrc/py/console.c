@@ -223,16 +223,7 @@ static int
 console_set_on_output(PyObject *op, PyObject *value, void *closure)
 {
     (void)closure;
-    if (value && value != Py_None && !PyCallable_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "on_output must be callable, not %.80s",
-                     Py_TYPE(value)->tp_name);
-        return -1;
-    }
-    if (value == Py_None)
-        value = NULL;
-    Py_XINCREF(value);
-    Py_XSETREF(((struct console *)op)->on_output, value);
-    return 0;
+    return set_callable("on_output", &((struct console *)op)->on_output, value);
 }
 
 /* `closure` is the offset of the flag. */

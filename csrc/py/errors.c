@@ -125,3 +125,15 @@ arguments(const char *name, Py_ssize_t nargs, Py_ssize_t want)
                  want, nargs);
     return -1;
 }
+
+int
+set_callable(const char *name, PyObject **slot, PyObject *value)
+{
+    if (value && value != Py_None && !PyCallable_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s must be callable, not %.80s",
+                     name, Py_TYPE(value)->tp_name);
+        return -1;
+    }
+    Py_XSETREF(*slot, value && value != Py_None ? Py_NewRef(value) : NULL);
+    return 0;
+}

@@ -316,6 +316,12 @@ lock_release(pthread_mutex_t *lock, PyThreadState *thread)
  */
 int as_fd(PyObject *value, const char *name, int *out);
 
+/*
+ * For what is a callable, or None for none, as NULL is when one is deleted. 0,
+ * or -1 with an exception.
+ */
+int set_callable(const char *name, PyObject **slot, PyObject *value);
+
 /* PyArg_ParseTupleAndKeywords wants char **, and changes nothing there. */
 #define KEYWORDS(names) ((char **)(uintptr_t)(names))
 

@@ -416,15 +416,13 @@ queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (index >= virtio->dev->queues)
         return PyErr_Format(PyExc_ValueError, "the device has %u queues",
                             virtio->dev->queues);
-    if (handler != Py_None && !PyCallable_Check(handler))
-        return PyErr_Format(PyExc_TypeError, "handler %R is not callable",
-                            handler);
     self = (struct queue *)type->tp_alloc(type, 0);
-    if (!self)
+    if (!self || set_callable("handler", &self->handler, handler)) {
+        Py_XDECREF(self);
         return NULL;
+    }
     self->virtio = (struct virtio *)Py_NewRef(device);
     self->name = Py_NewRef(name);
-    self->handler = handler == Py_None ? NULL : Py_NewRef(handler);
     self->index = (unsigned)index;
     self->room = 1;
     self->budget = BUDGET;
@@ -537,12 +535,14 @@ queue_work(PyObject *op, PyObject *unused)
         Py_RETURN_NONE;
     self->busy = true;
     self->budget = BUDGET;
-    while (self->again) {
-        PyObject *ret;
+    while (self->again && self->handler) {
+        PyObject *handler, *ret;
 
         self->again = false;
         self->virtio->forgiven = false;
-        ret = PyObject_CallOneArg(self->handler, op);
+        handler = Py_NewRef(self->handler); /* it may set another */
+        ret = PyObject_CallOneArg(handler, op);
+        Py_DECREF(handler);
         if (!ret && forgive(self))
             self->again = true;
         else if (!ret)
@@ -627,6 +627,22 @@ queue_get_faults(PyObject *op, void *closure)
 }
 
 static PyObject *
+queue_get_handler(PyObject *op, void *closure)
+{
+    PyObject *handler = ((struct queue *)op)->handler;
+
+    (void)closure;
+    return Py_NewRef(handler ? handler : Py_None);
+}
+
+static int
+queue_set_handler(PyObject *op, PyObject *value, void *closure)
+{
+    (void)closure;
+    return set_callable("handler", &((struct queue *)op)->handler, value);
+}
+
+static PyObject *
 queue_repr(PyObject *op)
 {
     struct queue *self = (struct queue *)op;
@@ -646,6 +662,10 @@ static PyMethodDef queue_methods[] = {
 static PyGetSetDef queue_getset[] = {
     {"index", queue_get_index, NULL, "Its number in the device.", NULL},
     {"name", queue_get_name, NULL, "What notes call it.", NULL},
+    {"handler", queue_get_handler, queue_set_handler,
+     "What work() calls with the queue, or None; another one from the next "
+     "call on.",
+     NULL},
     {"faults", queue_get_faults, NULL,
      "Chains that were too short, and completed empty.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -250,23 +250,11 @@ vcpu_get_trace(PyObject *op, void *closure)
     return Py_NewRef(self->trace ? self->trace : Py_None);
 }
 
-/* An attribute that is a callable, or None for none. 0, or -1. */
-static int
-set_callable(PyObject **attribute, PyObject *value, const char *name)
-{
-    if (value && value != Py_None && !PyCallable_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s is a callable or None", name);
-        return -1;
-    }
-    Py_XSETREF(*attribute, value && value != Py_None ? Py_NewRef(value) : NULL);
-    return 0;
-}
-
 static int
 vcpu_set_trace(PyObject *op, PyObject *value, void *closure)
 {
     (void)closure;
-    return set_callable(&((struct vcpu *)op)->trace, value, "trace");
+    return set_callable("trace", &((struct vcpu *)op)->trace, value);
 }
 
 static PyObject *
@@ -282,7 +270,7 @@ static int
 vcpu_set_on_due(PyObject *op, PyObject *value, void *closure)
 {
     (void)closure;
-    return set_callable(&((struct vcpu *)op)->on_due, value, "on_due");
+    return set_callable("on_due", &((struct vcpu *)op)->on_due, value);
 }
 
 static PyObject *

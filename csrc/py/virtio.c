@@ -250,21 +250,6 @@ scripted_new(struct vmm_mem *mem, uint64_t device_id, uint64_t features,
     return scripted;
 }
 
-static int
-set_callable(const char *name, PyObject **slot, PyObject *value)
-{
-    if (value && value != Py_None && !PyCallable_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s must be callable, not %.80s", name,
-                     Py_TYPE(value)->tp_name);
-        return -1;
-    }
-    if (value == Py_None)
-        value = NULL;
-    Py_XINCREF(value);
-    Py_XSETREF(*slot, value);
-    return 0;
-}
-
 static PyObject *
 virtio_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -844,6 +829,42 @@ virtio_set_on_notify(PyObject *op, PyObject *value, void *closure)
 }
 
 static PyObject *
+virtio_get_on_event(PyObject *op, void *closure)
+{
+    struct virtio *self = (struct virtio *)op;
+
+    (void)closure;
+    if (!self->open)
+        return raise_closed(op);
+    return Py_NewRef(self->on_event ? self->on_event : Py_None);
+}
+
+static int
+virtio_set_on_event(PyObject *op, PyObject *value, void *closure)
+{
+    struct virtio *self = (struct virtio *)op;
+    struct scripted *scripted = scripted_of(self);
+    PyThreadState *thread;
+
+    (void)closure;
+    if (!self->open) {
+        raise_closed(op);
+        return -1;
+    }
+    if (!scripted) {
+        PyErr_Format(PyExc_AttributeError, "%.80s has no events",
+                     Py_TYPE(op)->tp_name);
+        return -1;
+    }
+    if (set_callable("on_event", &self->on_event, value))
+        return -1;
+    thread = lock_acquire(&scripted->mmio.lock);
+    scripted->wants_events = self->on_event != NULL;
+    lock_release(&scripted->mmio.lock, thread);
+    return 0;
+}
+
+static PyObject *
 virtio_get_memory(PyObject *op, void *closure)
 {
     struct virtio *self = (struct virtio *)op;
@@ -915,6 +936,8 @@ static PyGetSetDef virtio_getset[] = {
      "Called with a queue's number when the driver offered chains there, or "
      "None.",
      NULL},
+    {"on_event", virtio_get_on_event, virtio_set_on_event,
+     "Called with what the driver did beside that, or None.", NULL},
     {"memory", virtio_get_memory, NULL, "The Memory that the queues are in.",
      NULL},
     {"device_id", virtio_get_field, NULL,

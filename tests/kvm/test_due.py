@@ -141,7 +141,7 @@ def test_attributes(bare) -> None:
     cpu.on_due = print
     assert cpu.on_due is print
     cpu.on_due = None
-    with pytest.raises(TypeError, match="on_due is a callable or None"):
+    with pytest.raises(TypeError, match="on_due must be callable, not"):
         cpu.on_due = 3
     for value in (-1, 1 << 64):
         with pytest.raises((ValueError, OverflowError)):

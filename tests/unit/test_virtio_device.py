@@ -994,6 +994,55 @@ def test_not_attached() -> None:
             call()
 
 
+def test_another_handler_for_a_queue() -> None:
+    memory = _vmm.Memory()
+    memory.add(0, 4096)
+    native = _vmm.VirtioMMIO(memory, 63, queues=[8])
+    calls: list[str] = []
+
+    def first(queue: Queue) -> None:
+        calls.append("first")
+        queue.handler = second
+        queue.work()  # another turn, by whoever is the handler then
+
+    def second(queue: Queue) -> None:
+        calls.append("second")
+        queue.handler = None
+        queue.work()
+
+    queue = Queue(native, 0, "x", first)
+    assert queue.handler is first
+    queue.work()
+    assert calls == ["first", "second"] and queue.handler is None
+    assert queue.work() is None
+    with pytest.raises(TypeError, match="handler must be callable, not int"):
+        queue.handler = 5  # type: ignore[assignment]
+
+
+def test_events_are_told_while_somebody_wants_them() -> None:
+    memory = _vmm.Memory()
+    memory.add(0, 4096)
+    native = _vmm.VirtioMMIO(memory, 63, queues=[8])
+    events: list[int] = []
+    assert native.on_event is None
+    native.write(rings.STATUS, 4, 0)
+    native.on_event = lambda what, *args: events.append(what)
+    native.write(rings.STATUS, 4, 0)
+    assert events == [_vmm.EVENT_RESET]
+    native.on_event = None
+    native.write(rings.STATUS, 4, 0)
+    assert len(events) == 1
+    with pytest.raises(TypeError, match="on_event must be callable"):
+        native.on_event = 5  # type: ignore[assignment]
+    with pytest.raises(AttributeError, match="has no events"):
+        _vmm.Rng(memory).on_event = print
+    native.close()
+    with pytest.raises(ValueError, match="closed VirtioMMIO"):
+        native.on_event = None
+    with pytest.raises(ValueError, match="closed VirtioMMIO"):
+        native.on_event  # noqa: B018
+
+
 def test_queue_arguments() -> None:
     memory = _vmm.Memory()
     memory.add(0, 4096)
@@ -1002,7 +1051,7 @@ def test_queue_arguments() -> None:
         Queue(native, 1, "x")
     with pytest.raises(TypeError):
         Queue(memory, 0, "x")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="not callable"):
+    with pytest.raises(TypeError, match="handler must be callable"):
         Queue(native, 0, "x", 5)  # type: ignore[arg-type]
     queue = Queue(native, 0, "x")
     assert repr(queue) == "<Queue x, number 0>"
