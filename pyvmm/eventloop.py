@@ -111,6 +111,13 @@ class LoopWorker(Worker):
         else:
             self._close()
 
+    @property
+    def elsewhere(self) -> bool:
+        loop = self.loop
+        if loop is None or self._failed or self._closed:
+            return False
+        return loop.is_running() and not is_here(loop)
+
     def resume(self) -> None:
         """Goes on after an exception."""
         if self._failed:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .image import Image
     from .stop import Stop
     from .symbols import Address
+    from .virtio.device import Device as VirtioDevice
 
     D = TypeVar("D")
 
@@ -274,18 +275,20 @@ class Machine:
         self._check_open()
         self._wiring.detach(device)
 
-    def reload(self, device: Device) -> None:
+    def reload(self, device: Device | VirtioDevice) -> None:
         """Run the file of a device's class again, and let it go on with that.
 
         The device stays the same object, attached where it is, with its
-        attributes and pending timers; `__init__` is not called. Registers keep
-        their values, new ones begin with their reset. A class with its own
-        save() and restore() has them called, the old and the new one. Works
-        between two exits of a guest that runs.
+        attributes, timers and watches; `__init__` is not called. Registers
+        keep their values, new ones begin with their reset; of a virtio device
+        queues, chains in flight, configuration and what was negotiated stay.
+        A class with its own save() and restore() has them called, the old and
+        the new one. Works while the guest runs, between two calls of the
+        device's methods.
 
         What the file raises leaves it, and the device as it was; so does
-        ValueError when the class has gone, or has another size, other lines or
-        ranges.
+        ValueError when the class has gone, or has another size, other lines,
+        ranges, queues, features, device_id or fields of its configuration.
         """
         self._check_open()
         from .reload import reload

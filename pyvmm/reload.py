@@ -10,32 +10,60 @@ from __future__ import annotations
 
 import os
 import sys
-from types import ModuleType
+from threading import Event, Lock
+from time import monotonic
+from types import MethodType, ModuleType
 
-from .device import Device, Msi, Range, declared, irq_names
+from .device import Device, Msi, Range, declared, irq_names, ranges
+from .errors import Error
+from .virtio.config import Struct
+from .virtio.device import Device as VirtioDevice
+from .wiring import Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from .machine import Machine
-    from .wiring import Slot
+    from .services import Host
+    from .timers import Timers
+    from .worker import Worker
+
+    AnyDevice = Device | VirtioDevice
+
+PATIENCE = 1.0  # seconds that a method in the middle of its work is waited for
+LOOK = 0.01  # seconds between two looks at whether that makes sense
 
 
-def reload(machine: Machine, device: Device) -> None:
-    """Let the class of `device` be what its file now says."""
+def reload(machine: Machine, device: object) -> None:
+    """Let the class of an attached device be what its file now says."""
     for slot in machine._wiring.slots:
         if slot.device is device:
             break
     else:
         raise ValueError(f"{device!r} is not attached")
-    if not isinstance(device, Device):
-        raise TypeError(f"{device!r} is no pyvmm.Device: it cannot be reloaded")
+    if not isinstance(device, Device | VirtioDevice):
+        raise TypeError(f"{device!r} is not in Python: it cannot be reloaded")
+    reload_at(device, slot)
+
+
+def reload_at(device: AnyDevice, host: Host) -> None:
+    """The same for a device of any host, such as those of tests."""
     old = type(device)
     module = run_file(old)
-    new = find_class(module, old)
-    check(old, new)
-    adopt(machine, slot, device, new)
+    new = find_class(module, old, kind_of(device))
+    between_calls(device, host, lambda: adopt(device, host, new))
     # From now on the module is the new one, for a later reload as well.
     sys.modules[old.__module__] = module
+
+
+def kind_of(device: AnyDevice) -> type[AnyDevice]:
+    """Which of the two bases a device has."""
+    return Device if isinstance(device, Device) else VirtioDevice
+
+
+# -- the file ----------------------------------------------------------------
 
 
 def run_file(cls: type) -> ModuleType:
@@ -67,90 +95,218 @@ def run_file(cls: type) -> ModuleType:
     return module
 
 
-def find_class(module: ModuleType, old: type) -> type[Device]:
+def find_class(
+    module: ModuleType, old: type, kind: type[AnyDevice]
+) -> type[AnyDevice]:
     """The class of the same name."""
-    found: object = module
+    found: Any = module
     for part in old.__qualname__.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, type) or not issubclass(found, Device):
+    if not isinstance(found, type) or not issubclass(found, kind):
         raise ValueError(
             f"{module.__file__} has no device class {old.__qualname__} any more"
         )
     return found
 
 
-def check(old: type[Device], new: type[Device]) -> None:
-    """ValueError unless devices of both fit into the same place."""
-    shapes = [
-        (
-            getattr(cls, "size", None),
-            irq_names(cls) + declared(cls, Msi),
-            [
-                (name, at.size, at.is_port)
-                for name in declared(cls, Range)
-                for at in [getattr(cls, name)]
-            ],
+# -- the moment --------------------------------------------------------------
+
+
+def between_calls(
+    device: AnyDevice, host: Host, change: Callable[[], None]
+) -> None:
+    """Make a change while no method of the device is at work.
+
+    That is between two calls of the thread that makes them: the device's
+    worker when it serves the queues, else vCPU 0. Here and now when nothing of
+    that runs or this is the thread, and in the end in any case.
+    """
+    worker = hired(host)
+    if getattr(device, "notify", "inline") != "inline" and worker is not None:
+        between(worker.timers, lambda: worker.elsewhere, change)
+    elif isinstance(host, Slot):
+        runner = host.wiring.machine._runner
+        between(
+            host.timers,
+            lambda: runner.owner is not None and not runner.inside,
+            change,
         )
-        for cls in (old, new)
-    ]
-    for word, before, now in zip(
-        ("size", "lines", "ranges"), *shapes, strict=True
-    ):
-        if before != now:
+    else:
+        change()
+
+
+def hired(host: Host) -> Worker | None:
+    """The worker of a device, if there is one."""
+    return host.hired if isinstance(host, Slot) else host.worker
+
+
+def between(
+    timers: Timers, elsewhere: Callable[[], bool], change: Callable[[], None]
+) -> None:
+    """Let who calls these timers make a change, and wait for that.
+
+    `elsewhere`: whether that is another thread, which goes on doing so. What
+    the change raises is raised here.
+    """
+    turn, done = Lock(), Event()
+    failures: list[BaseException] = []
+
+    def make() -> None:
+        if not turn.acquire(blocking=False):
+            return
+        try:
+            change()
+        except Exception as exc:
+            failures.append(exc)
+        except BaseException:  # Ctrl-C, which is that thread's
+            failures.append(Error("the reload was interrupted"))
+            raise
+        finally:
+            done.set()
+
+    if elsewhere():
+        timer = timers.add(change, 0, make, False)
+        deadline = monotonic() + PATIENCE
+        try:
+            while not done.wait(LOOK):
+                if not elsewhere() or monotonic() >= deadline:
+                    break
+        finally:
+            timer.cancel()
+    make()
+    done.wait()
+    if failures:
+        raise failures[0]
+
+
+# -- the change --------------------------------------------------------------
+
+
+def shape(device: AnyDevice) -> dict[str, object]:
+    """What others rely on, and a new class must leave as it is."""
+    cls = type(device)
+    if isinstance(device, VirtioDevice):
+        config = getattr(cls, "config", None)
+        fields: object = len(bytes(device.config))
+        if isinstance(config, Struct):
+            fields = {
+                name: (field.offset, field.format.format)
+                for name, field in config.fields.items()
+            }
+        return {
+            "device_id": device.device_id,
+            "features": device.features,
+            "queues": dict(device.queues),
+            "config": fields,
+            "notify": device.notify,
+        }
+    return {
+        "size": getattr(device, "size", None),
+        "lines": irq_names(cls) + declared(cls, Msi),
+        "ranges": [
+            (name, at.size, at.is_port)
+            for name in declared(cls, Range)
+            for at in [getattr(cls, name)]
+        ],
+    }
+
+
+def check(
+    device: AnyDevice, was: Mapping[str, object], now: Mapping[str, object]
+) -> None:
+    """ValueError unless the device fits into its place as it did."""
+    for word, before in was.items():
+        if now[word] != before:
             raise ValueError(
-                f"{new.__name__} has {word} {now!r} now, before {before!r}: "
-                "detach it and attach another"
+                f"{type(device).__name__} has {word} {now[word]!r} now, before "
+                f"{before!r}: detach it and attach another"
             )
 
 
-def adopt(
-    machine: Machine, slot: Slot, device: Device, new: type[Device]
-) -> None:
+def adopt(device: AnyDevice, host: Host, new: type[AnyDevice]) -> None:
     """Make `device` one of the new class, or leave all as it was.
 
     vCPUs may be in the old methods meanwhile: registers that are no more go
     last.
     """
-    old, state = type(device), None
+    old, was = type(device), shape(device)
     before = dict(vars(device))
-    values = dict(getattr(device, "_registers", {}))
-    kept = {}
-    if new._layout is not None:
-        for name, reg in new._layout.by_name.items():
-            kept[name] = values.get(name, reg.reset) & reg.mask
-    if new.restore is not Device.restore:
-        gone = values.keys() - kept.keys()
-        saved = device.save()
-        state = {name: saved[name] for name in saved if name not in gone}
+    kept = registers(device, new)
+    gone = before.get("_registers", {}).keys() - kept.keys()
+    state = saved(device, new, gone)
     try:
-        device._registers = values | kept
+        if isinstance(device, Device) and (before.get("_registers") or kept):
+            device._registers = before.get("_registers", {}) | kept
         device.__class__ = new
-        rebind(machine, slot)
+        check(device, was, shape(device))
+        renew_attributes(device)
+        rebind(device, host)
         if state is not None:
-            device.restore(state)
-        for name in values.keys() - kept.keys():
-            del device._registers[name]
+            device.restore(state)  # type: ignore[union-attr]
+        for name in gone:
+            del device._registers[name]  # type: ignore[union-attr]
     except BaseException:
         device.__class__ = old
         for name in vars(device).keys() - before.keys():
             del vars(device)[name]
-        vars(device).update(before, _registers=values)
-        rebind(machine, slot)
+        vars(device).update(before)
+        rebind(device, host)
         raise
-    machine._wiring.timers.renew(device)
-    if slot.hired is not None:
-        slot.hired.renew(device)
+    host.timers.renew(device)
+    if (worker := hired(host)) is not None:
+        worker.renew(device)
 
 
-def rebind(machine: Machine, slot: Slot) -> None:
-    """The buses call the methods of the device's class as it is now."""
-    for at in slot.ranges:
-        at._bind(getattr(type(slot.device), at.name))
-    vm = machine._vm
+def registers(device: AnyDevice, new: type[AnyDevice]) -> dict[str, int]:
+    """The registers of the new class: their values, or else their resets."""
+    layout = getattr(new, "_layout", None)
+    if layout is None:
+        return {}
+    values = getattr(device, "_registers", {})
+    return {
+        name: values.get(name, reg.reset) & reg.mask
+        for name, reg in layout.by_name.items()
+    }
+
+
+def saved(
+    device: AnyDevice, new: type[AnyDevice], gone: set[str]
+) -> dict[str, Any] | None:
+    """What the old class saves, when the new one has a restore() of its own."""
+    restore = getattr(new, "restore", None)
+    inherited = getattr(kind_of(device), "restore", None)
+    save = getattr(device, "save", None)
+    if save is None or restore in (None, inherited):
+        return None
+    return {name: value for name, value in save().items() if name not in gone}
+
+
+def renew_attributes(device: AnyDevice) -> None:
+    """Attributes that are methods of the device are those of its class now."""
+    for name, value in vars(device).items():
+        if isinstance(value, MethodType) and value.__self__ is device:
+            function = getattr(type(device), value.__name__, None)
+            if callable(function):
+                vars(device)[name] = MethodType(function, device)
+
+
+def rebind(device: AnyDevice, host: Host) -> None:
+    """Who calls the device's methods looks them up in its class as it is."""
+    if isinstance(device, VirtioDevice):
+        device._rebind()
+        return
+    for at in ranges(device):
+        at._bind(getattr(type(device), at.name))
+    if not isinstance(host, Slot):
+        return
+    vm = host.wiring.vm
     if vm is None or vm.closed:
         return
-    for base, _, is_port, _ in slot.places():
+    for base, _, is_port, _ in host.places():
         (vm.pio if is_port else vm.mmio).refresh(base)
+
+
+# -- watching ----------------------------------------------------------------
 
 
 class Watch:
@@ -191,11 +347,11 @@ class Watch:
             done.append((path, failure))
         return done
 
-    def _files(self) -> dict[str, list[Device]]:
-        files: dict[str, list[Device]] = {}
+    def _files(self) -> dict[str, list[AnyDevice]]:
+        files: dict[str, list[AnyDevice]] = {}
         for device in self._machine.devices:
             module = sys.modules.get(type(device).__module__)
             path = getattr(module, "__file__", None)
-            if path is not None and isinstance(device, Device):
+            if path is not None and isinstance(device, Device | VirtioDevice):
                 files.setdefault(path, []).append(device)
         return files

@@ -222,6 +222,11 @@ class Worker:
                     raise
         return count
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another thread makes the calls by itself, and goes on so."""
+        return False
+
     def wake(self) -> None:
         """Whoever waits looks again."""
         with self._lock:
@@ -302,6 +307,11 @@ class ThreadWorker(Worker):
             exc.add_note(f"on the worker thread of {self.name}")
             self._failed = True
             self._fail(exc)
+
+    @property
+    def elsewhere(self) -> bool:
+        going = not self._failed and not self._stopping
+        return going and self._thread.ident != get_ident()
 
     def resume(self) -> None:
         """Goes on after an exception."""

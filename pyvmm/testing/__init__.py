@@ -196,6 +196,12 @@ class Bus(Generic[D]):
         """
         return self.worker.poll(timeout)
 
+    def reload(self) -> None:
+        """Run the file of the device's class again: Machine.reload()."""
+        from ..reload import reload_at
+
+        reload_at(self.device, self)
+
     # -- closing -------------------------------------------------------------
 
     def close(self) -> None:

@@ -121,24 +121,9 @@ class Device(Native):
                 f"{cls.__name__}.notify {self.notify!r} is none of "
                 f"{', '.join(map(repr, NOTIFY))}"
             )
-        handlers = [getattr(self, f"on_{name}", None) for name in self.queues]
-        for name, handler in zip(self.queues, handlers, strict=True):
-            if not callable(handler):
-                raise TypeError(
-                    f"{cls.__name__} needs on_{name}(queue), the handler of "
-                    f"its queue {name!r}"
-                )
-            if is_coroutine(handler) and self.notify == "thread":
-                raise ValueError(
-                    f"{cls.__name__}.on_{name} is a coroutine function: "
-                    "notify 'thread' cannot run it, 'asyncio' does"
-                )
+        handlers = self._handlers()
         if any(map(is_coroutine, handlers)):
             self.notify = "asyncio"
-        told = any(
-            getattr(cls, name) is not getattr(Device, name)
-            for name in ("reset", "negotiated", "started", "configured")
-        )
         config = self.config
         native = _vmm.VirtioMMIO(
             memory,
@@ -147,8 +132,8 @@ class Device(Native):
             queues=list(self.queues.values()),
             config=bytes(config),
             on_notify=self._notified,
-            on_event=self._happened if told else None,
         )
+        self._listen(native)
         self._told = tuple(
             _vmm.Queue(native, index, f"{cls.__name__}.{name}", handler)
             for index, (name, handler) in enumerate(
@@ -161,6 +146,44 @@ class Device(Native):
         self.native = native
         return native
 
+    def _handlers(self) -> list[Any]:
+        """The handlers of the queues; TypeError when one is missing."""
+        cls = type(self)
+        handlers = [getattr(self, f"on_{name}", None) for name in self.queues]
+        for name, handler in zip(self.queues, handlers, strict=True):
+            if not callable(handler):
+                raise TypeError(
+                    f"{cls.__name__} needs on_{name}(queue), the handler of "
+                    f"its queue {name!r}"
+                )
+            if is_coroutine(handler) and self.notify == "thread":
+                raise ValueError(
+                    f"{cls.__name__}.on_{name} is a coroutine function: "
+                    "notify 'thread' cannot run it, 'asyncio' does"
+                )
+        return handlers
+
+    def _listen(self, native: _vmm.VirtioMMIO) -> None:
+        """Be told of what the class has a method for."""
+        told = any(
+            getattr(type(self), name) is not getattr(Device, name)
+            for name in ("reset", "negotiated", "started", "configured")
+        )
+        native.on_event = self._happened if told else None
+
+    def _rebind(self) -> None:
+        """The class is another: from now on its methods are called."""
+        handlers = self._handlers()
+        if self.notify == "inline" and any(map(is_coroutine, handlers)):
+            raise ValueError(
+                f"{type(self).__name__} has coroutines now: detach it and "
+                "attach another"
+            )
+        for queue, handler in zip(self._told, handlers, strict=True):
+            queue.handler = handler
+        if self.native is not None and not self.native.closed:
+            self._listen(self.native)
+
     def _attached(self) -> _vmm.VirtioMMIO:
         if self.native is None:
             raise ValueError(
@@ -172,11 +195,14 @@ class Device(Native):
     def _notified(self, index: int) -> None:
         queue = self._told[index]
         if self.notify == "asyncio":
-            handler = getattr(self, f"on_{list(self.queues)[index]}")
-            if is_coroutine(handler):
+            name = f"on_{list(self.queues)[index]}"
+            if is_coroutine(getattr(self, name)):
                 if self._services is not None:
                     worker: Any = self._services.worker  # a LoopWorker
-                    worker.start(queue, handler)
+                    # Looked up for each turn: reload() gives it another.
+                    worker.start(
+                        queue, lambda queue: getattr(self, name)(queue)
+                    )
                 return
         try:
             queue.work()

@@ -215,6 +215,12 @@ class Driver:
             every.append(self.worker.timers)
         self._clock.advance(seconds, *every)
 
+    def reload(self) -> None:
+        """Run the file of the device's class again: Machine.reload()."""
+        from ..reload import reload_at
+
+        reload_at(self.device, self)
+
     # -- what it can see -------------------------------------------------------
 
     @property

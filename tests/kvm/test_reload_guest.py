@@ -4,6 +4,7 @@
 import importlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -159,3 +160,112 @@ def test_traces_name_registers(capsys) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("(Named.go)")
     assert lines[1].endswith("(Named.far+1)")
+
+
+VIRTIO = """
+from pyvmm import virtio
+
+class Card(virtio.Device):
+    device_id = 63
+    queues = {"requests": 64}
+    notify = "NOTIFY"
+    count = seen = 0
+
+    def on_requests(self, queue):
+        for chain in queue:
+            self.count += 1
+            chain.write(chain.read())
+            self.machine.exit(7)
+"""
+OLD = VIRTIO.replace("            self.machine.exit(7)\n", "")
+
+
+@pytest.mark.parametrize(
+    ("notify", "cpus"),
+    [("inline", 1), ("inline", 2), ("thread", 1), ("asyncio", 1)],
+)
+def test_virtio_between_two_notifications(file, root, notify, cpus) -> None:
+    """The guest sends on and on; what comes last is the new handler's."""
+    file.write_text(OLD.replace("NOTIFY", notify))
+    card = importlib.import_module("card_guest").Card()
+    with pyvmm.Machine(cpus=cpus) as m:
+        m.attach(card)
+        m.load(
+            root / "build/guest/request.elf",
+            cmdline="send=abc n=100000000 quiet depth=4 mode=irq",
+        )
+        m.start(timeout=60)
+        while card.count < 100 and m.running:
+            pass
+        file.write_text("oh no")
+        with pytest.raises(SyntaxError):
+            m.reload(card)
+        file.write_text(VIRTIO.replace("NOTIFY", notify).replace("64", "32"))
+        with pytest.raises(ValueError, match="has queues"):
+            m.reload(card)
+        before = card.count
+        while card.count == before and m.running:
+            pass
+        file.write_text(VIRTIO.replace("NOTIFY", notify))
+        m.reload(card)
+        assert m.wait(60).status == 7
+    assert card.count > 100 and card.faults == 0
+
+
+@pytest.mark.parametrize("notify", ["inline", "thread"])
+def test_virtio_again_and_again(file, root, notify) -> None:
+    """Each answer is that of the class before or behind a change, whole."""
+    text = OLD.replace("NOTIFY", notify).replace(
+        "chain.write(chain.read())", "chain.write(b'ANSWER'); self.seen = N"
+    )
+    file.write_text(text.replace("ANSWER", "0").replace("N", "0"))
+    card = importlib.import_module("card_guest").Card()
+    with pyvmm.Machine() as m:
+        m.attach(card)
+        m.load(
+            root / "build/guest/request.elf",
+            cmdline="send=abc n=100000000 quiet depth=8 mode=poll",
+        )
+        m.start(timeout=60)
+        for i in range(1, 31):
+            file.write_text(text.replace("ANSWER", str(i)).replace("N", str(i)))
+            m.reload(card)
+            while card.seen != i and m.running:
+                pass
+        assert m.pause().reason == "pause"
+        assert card.faults == 0
+
+
+def test_a_method_with_super_in_the_middle_of_its_work(file) -> None:
+    """A register device's, on the thread of the vCPU: it is waited for."""
+    slow = """
+import pyvmm
+
+class Base(pyvmm.Device):
+    size = 4
+
+    def read(self, offset, size):
+        return ANSWER
+
+class Card(Base):
+    def read(self, offset, size):
+        self.begun.set()
+        self.go.wait(30)
+        return super().read(offset, size)
+"""
+    file.write_text(slow.replace("ANSWER", "1"))
+    card = importlib.import_module("card_guest").Card()
+    card.begun, card.go = threading.Event(), threading.Event()
+    with pyvmm.Machine() as m:
+        m.attach(card)
+        m.load(asm=GUEST)
+        m.start(timeout=30)
+        assert card.begun.wait(30)
+        file.write_text(slow.replace("ANSWER", "7"))
+        reloading = threading.Thread(target=m.reload, args=(card,))
+        reloading.start()
+        while not m._wiring.timers.next_ns():
+            pass  # until it waits for its turn
+        card.go.set()
+        assert m.wait(30).status == 7
+        reloading.join(30)
