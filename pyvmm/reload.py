@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from threading import Event, Lock
-from time import monotonic
+from threading import Event, Lock, get_ident
+from time import monotonic, sleep
 from types import MethodType, ModuleType
 
 from .device import Device, Msi, Range, declared, irq_names, ranges
@@ -23,6 +23,7 @@ from .wiring import Slot
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import FrameType
     from typing import Any
 
     from .machine import Machine
@@ -77,8 +78,7 @@ def run_file(cls: type) -> ModuleType:
             f"{cls.__name__} is not in a file of its own that could be run "
             "again: put it into a module"
         )
-    with open(path, "rb") as file:
-        source = file.read()
+    source = read_file(path)
     linecache.checkcache(path)  # tracebacks show the file as it is now
     code = compile(source, path, "exec", dont_inherit=True)
     before = sys.modules[name]
@@ -93,6 +93,23 @@ def run_file(cls: type) -> ModuleType:
     finally:
         sys.modules[name] = before
     return module
+
+
+def read_file(path: str) -> bytes:
+    """All of a file, by as few system calls as possible.
+
+    For each of them the GIL is given up, and got back from a guest's vCPU.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        source = b""
+        while part := os.read(fd, 1 << 20):
+            source += part
+            if len(part) < 1 << 20:
+                break
+    finally:
+        os.close(fd)
+    return source
 
 
 def find_class(
@@ -117,10 +134,14 @@ def between_calls(
 ) -> None:
     """Make a change while no method of the device is at work.
 
-    That is between two calls of the thread that makes them: the device's
-    worker when it serves the queues, else vCPU 0. Here and now when nothing of
-    that runs or this is the thread, and in the end in any case.
+    Here and now if there is none. Else on the thread that makes the calls,
+    between two of them: the device's worker when it serves the queues, or
+    vCPU 0. And in the end in any case.
     """
+    sleep(0)  # nobody takes the GIL from us within the next 5 ms
+    if not at_work(device):
+        change()
+        return
     worker = hired(host)
     if getattr(device, "notify", "inline") != "inline" and worker is not None:
         between(worker.timers, lambda: worker.elsewhere, change)
@@ -133,6 +154,20 @@ def between_calls(
         )
     else:
         change()
+
+
+def at_work(device: AnyDevice) -> bool:
+    """Whether another thread is inside a method of the device."""
+    here = get_ident()
+    for thread, frame in sys._current_frames().items():
+        at: FrameType | None = frame if thread != here else None
+        while at is not None:
+            code = at.f_code
+            first = code.co_varnames[:1] if code.co_argcount else ()
+            if any(at.f_locals.get(name) is device for name in first):
+                return True
+            at = at.f_back
+    return False
 
 
 def hired(host: Host) -> Worker | None:
