@@ -222,12 +222,13 @@ def shape(device: AnyDevice) -> dict[str, object]:
     cls = type(device)
     if isinstance(device, VirtioDevice):
         config = getattr(cls, "config", None)
-        fields: object = len(bytes(device.config))
+        fields: dict[str, object] = {}
         if isinstance(config, Struct):
-            fields = {
-                name: (field.offset, field.format.format)
-                for name, field in config.fields.items()
-            }
+            fields["bytes"] = config.size
+            for name, field in config.fields.items():
+                fields[name] = field.offset, field.format.format
+        else:
+            fields["bytes"] = len(bytes(device.config))
         return {
             "device_id": device.device_id,
             "features": device.features,

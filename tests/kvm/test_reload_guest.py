@@ -236,6 +236,26 @@ def test_virtio_again_and_again(file, root, notify) -> None:
         assert card.faults == 0
 
 
+@pytest.mark.parametrize("notify", ["inline", "thread", "asyncio"])
+def test_virtio_mended_after_its_exception(file, root, notify) -> None:
+    """The run ends, the file is mended, and nothing of the guest is lost."""
+    text = OLD.replace("NOTIFY", notify)
+    file.write_text(text.replace("chain.read()", "1 // 0"))
+    card = importlib.import_module("card_guest").Card()
+    with pyvmm.Machine() as m:
+        m.attach(card)
+        m.load(
+            root / "build/guest/request.elf", cmdline="send=abc n=2 mode=irq"
+        )
+        with pytest.raises(ZeroDivisionError):
+            m.run(timeout=30)
+        file.write_text(text)
+        m.reload(card)
+        card.process()
+        assert m.run(timeout=30).status == 0
+    assert m.console.text.count("3 bytes 616263\n") == 2
+
+
 def test_a_method_with_super_in_the_middle_of_its_work(file) -> None:
     """A register device's, on the thread of the vCPU: it is waited for."""
     slow = """

@@ -191,9 +191,10 @@ def test_attributes_of_the_device_itself(file, make) -> None:
         ('"events": 8', '"events": 16', ValueError, "has queues {'requests'"),
         ('"events"', '"extra"', ValueError, "has queues {'requests'"),
         (', "events": 8', "", ValueError, "has queues {'requests': 64} now"),
-        ('limit="<I"', 'limit="<i"', ValueError, "has config {'limit': "),
-        ('"2x"', '"3x"', ValueError, "has config {'limit': "),
-        ("config =", "other =", ValueError, "has config {} now, before"),
+        ('limit="<I"', 'limit="<i"', ValueError, "has config {'bytes': 8, "),
+        ('"2x"', '"3x"', ValueError, "has config {'bytes': 9, "),
+        ('"<H")', '"<H", _end="x")', ValueError, "has config {'bytes': 9, "),
+        ("config =", "other =", ValueError, "has config {'bytes': 0} now"),
         ('"inline"', '"thread"', ValueError, "has notify 'thread' now"),
         ("def on_events", "def off", TypeError, r"Echo needs on_events\(queue"),
         ("def on_req", "async def on_req", ValueError, "has coroutines now"),
@@ -313,20 +314,6 @@ def test_from_its_own_handler(file, make) -> None:
         file.write_text(SECOND.replace("inline", "thread"))
         assert drv.requests(b"a", reply=4) == b"a1"
         assert drv.requests(b"a", reply=4) == b"a2"
-
-
-def test_after_its_worker_failed(file, make) -> None:
-    """It stands still then, and the new code goes on with what is there."""
-    bad = FIRST.replace("inline", "thread").replace("chain.take(1)", "1 / 0")
-    file.write_text(bad)
-    with virtio.driver(make()) as drv:
-        request = drv.requests.send(b"a", reply=4)
-        with pytest.raises(ZeroDivisionError):
-            request.wait()
-        file.write_text(SECOND.replace("inline", "thread"))
-        drv.reload()
-        drv.device.process()
-        assert request.wait() == b"a2"
 
 
 def test_in_a_machine_that_does_not_run(file, make) -> None:
