@@ -191,7 +191,7 @@ def ready_made() -> str:
         for name, value in vars(module).items():
             if getattr(value, "__module__", "") != module.__name__:
                 continue
-            kinds = (pyvmm.Device, pyvmm.virtio.Device)
+            kinds = (pyvmm.Device, pyvmm.virtio.Device, pyvmm.Machine)
             if isinstance(value, type) and issubclass(value, kinds):
                 lines.append(
                     f"| `{module.__name__}.{name}` | {first_line(value)} |"
