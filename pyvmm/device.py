@@ -170,8 +170,9 @@ class Range:
     def __get__(self, device: Device | None, owner: type) -> Self | RangeAt:
         if device is None:
             return self
-        # As Irq does.
-        at = RangeAt(device, self)
+        # As Irq does. Of a class whose name is what errors call it.
+        name = f"{type(device).__name__}.{self.name}"
+        at: RangeAt = type(name, (RangeAt,), {})(device, self)
         device.__dict__[self.name] = at
         return at
 

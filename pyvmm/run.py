@@ -34,6 +34,9 @@ PASSING = (
     _vmm.EXIT_IDLE,
 )
 
+# Seconds that Ctrl-C leaves methods of devices on the threads of other vCPUs.
+GRACE = 0.1
+
 # Why the host wants a run to return.
 PAUSE = "pause"
 CLOSE = "close"
@@ -322,15 +325,34 @@ class Runner:
             late = exc
             round_.over = True
             self.kick()
+        hurry = late or any(is_interrupt(exc) for exc in round_.failures)
+        late = self._gather(GRACE if hurry else None) or late
+        if late is not None:
+            round_.failures.append(late)
+
+    def _gather(self, grace: float | None) -> BaseException | None:
+        """Wait for the vCPUs on other threads, which are on their way out.
+
+        Devices' methods that are still at work after `grace`, or when Ctrl-C
+        comes meanwhile, are interrupted as well. What that has raised here.
+        """
+        from queue import Empty
+
+        assert self._done is not None
+        late: BaseException | None = None
         for _ in self._queues:
             while True:
                 try:
-                    self._done.get()
+                    self._done.get(timeout=grace)
                     break
                 except KeyboardInterrupt as exc:
                     late = exc
-        if late is not None:
-            round_.failures.append(late)
+                except Empty:
+                    grace = None
+                for vcpu in self.vcpus[1:]:
+                    if not vcpu.closed:
+                        vcpu.throw(KeyboardInterrupt)
+        return late
 
     def _hire(self) -> None:
         """Make the threads of vCPUs 1 and up."""
@@ -372,13 +394,23 @@ class Runner:
         self._workers.clear()
 
 
+def is_interrupt(exc: BaseException) -> bool:
+    """Whether it is Ctrl-C or the like, and no device's mistake."""
+    return not isinstance(exc, Exception)
+
+
 def join(failures: list[BaseException]) -> BaseException:
-    """The first of several exceptions, with a note of each other one."""
-    first = failures[0]
+    """The first of several exceptions, with a note of each other one.
+
+    Ctrl-C comes first: who goes on after a device's mistake must not miss it.
+    """
+    first = next(filter(is_interrupt, failures), failures[0])
     if len(failures) > 1:
         from traceback import format_exception
 
-        for other in failures[1:]:
+        for other in failures:
+            if other is first:
+                continue
             text = "".join(format_exception(other))
             first.add_note(f"at the same time:\n{text}")
     return first

@@ -235,6 +235,7 @@ struct vcpu {
     unsigned generation;
     uint64_t asleep_ns; /* since when looks find it not awake, 0: awake */
     uint64_t looked_ns; /* the last look */
+    bool thrown;        /* throw() was called during this run() */
     bool closing;
     bool closed;
 };

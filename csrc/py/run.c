@@ -385,6 +385,9 @@ vcpu_run(PyObject *op, PyObject *args, PyObject *kwargs)
     arm(self, vmm_now_ns(), first_ns);
     vcpu_due_changed(self);
     ret = run_loop(self, deadline);
+    if (self->thrown) /* what no method has raised, nothing else shall */
+        PyThreadState_SetAsyncExc(self->runner, NULL);
+    self->thrown = false;
     tick_leave(&self->cpu, previous);
     self->runner = 0;
     if (self->closing) {

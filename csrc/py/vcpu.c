@@ -158,6 +158,33 @@ vcpu_kick(PyObject *op, PyObject *ignored)
     vmm_vcpu_kick(&self->cpu, kick_signal());
     Py_RETURN_NONE;
 }
+
+PyDoc_STRVAR(throw_doc,
+             "throw($self, exception, /)\n--\n\n"
+             "Raise this, a class, in the device's method that run() is "
+             "inside.\n\n"
+             "From another thread. A method that waits for something outside "
+             "of Python raises it\nwhen it is back. False when run() is not "
+             "called; it does nothing when that returns\nbefore a method could "
+             "raise.");
+
+static PyObject *
+vcpu_throw(PyObject *op, PyObject *exception)
+{
+    struct vcpu *self = open_vcpu(op);
+
+    if (!self)
+        return NULL;
+    if (!PyExceptionClass_Check(exception))
+        return PyErr_Format(PyExc_TypeError, "%R is no class of exceptions",
+                            exception);
+    if (!self->runner)
+        Py_RETURN_FALSE;
+    self->thrown = true;
+    PyThreadState_SetAsyncExc(self->runner, exception);
+    Py_RETURN_TRUE;
+}
+
 PyDoc_STRVAR(close_doc,
              "close($self, /)\n--\n\n"
              "Close the vCPU; if it runs, it is kicked and closes on its way "
@@ -175,6 +202,7 @@ static PyMethodDef vcpu_methods[] = {
     {"run", (PyCFunction)(void (*)(void))vcpu_run, METH_VARARGS | METH_KEYWORDS,
      vcpu_run_doc},
     {"kick", vcpu_kick, METH_NOARGS, kick_doc},
+    {"throw", vcpu_throw, METH_O, throw_doc},
     {"start", (PyCFunction)(void (*)(void))vcpu_start,
      METH_VARARGS | METH_KEYWORDS, vcpu_start_doc},
     {"get", vcpu_get, METH_O, vcpu_get_doc},
