@@ -130,8 +130,8 @@ int
 set_callable(const char *name, PyObject **slot, PyObject *value)
 {
     if (value && value != Py_None && !PyCallable_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s must be callable, not %.80s",
-                     name, Py_TYPE(value)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s must be callable, not %.80s", name,
+                     Py_TYPE(value)->tp_name);
         return -1;
     }
     Py_XSETREF(*slot, value && value != Py_None ? Py_NewRef(value) : NULL);
