@@ -199,7 +199,11 @@ class Wiring:
             raise
         self.slots.append(slot)
         if isinstance(device, Services):
-            device.attached()
+            try:
+                device.attached()
+            except BaseException:
+                self.detach(device)
+                raise
         return slot
 
     def _free_range(self, size: int) -> int:

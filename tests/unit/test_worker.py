@@ -338,6 +338,28 @@ def test_detached(pair) -> None:
     assert log == ["attached", "detached"] * 2
 
 
+def test_attached_that_fails() -> None:
+    """What it has begun is ended, and the device is attached to nothing."""
+    fails = [True]
+
+    class Shy(Plain):
+        def attached(self) -> None:
+            self.after(0, list, worker=True)
+            if fails:
+                raise OSError("no such file")
+
+    device = Shy()
+    with pyvmm.Machine() as m:
+        with pytest.raises(OSError, match="no such file"):
+            m.attach(device)
+        assert m.devices == [] and device.machine is None
+        with pytest.raises(ValueError, match="attach it to a machine"):
+            device.after(0, list)
+        fails.clear()
+        m.attach(device)
+        assert m.devices == [device]
+
+
 def test_close_is_whole_when_detached_raises() -> None:
     class Bad(Plain):
         def detached(self) -> None:
