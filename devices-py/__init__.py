@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .post import PostCodes as PostCodes
     from .rtc import Rtc as Rtc
     from .serial import Serial as Serial
+    from .vsock import Vsock as Vsock
 
 # Class: the module that has it.
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "PostCodes": "post",
     "Rtc": "rtc",
     "Serial": "serial",
+    "Vsock": "vsock",
 }
 
 __all__ = list(_HOME)
