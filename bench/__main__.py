@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from . import create, exits, many, reload, rng, start
+from . import create, exits, many, reload, rng, start, vsock
 from .table import HEAD, Row, line
 
 BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "create": create.first_exit,
     "start": start.start,
     "rng": rng.requests,
+    "vsock": vsock.streams,
     "reload": reload.reload,
     "idle": many.idle,
     "scale": many.scale,
