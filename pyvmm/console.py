@@ -219,11 +219,11 @@ class Console:
             if self._pattern is not None:
                 raise RuntimeError("expect() is waiting on another thread")
             self._pattern = re.compile(pattern)
+            # From here on each byte is looked at: what comes during the search
+            # must not be missed.
+            self.native.on_output = self._on_output
+            self.native.watch = True
             self._found = self._search()
-            if self._found is None:
-                # From here on each byte is looked at.
-                self.native.on_output = self._on_output
-                self.native.watch = True
         try:
             if self._found is None:
                 run_for_match(self._machine, self, timeout)

@@ -85,6 +85,28 @@ def lines_of(root: Path, console: object) -> pyvmm.Machine:
     return m
 
 
+def test_output_that_comes_during_the_search(monkeypatch) -> None:
+    with pyvmm.Machine() as m:
+        m.load(
+            c="#include <runtime.h>\nint main(void)"
+            '{ puts("one"); getchar(); puts("two"); for (;;); }'
+        )
+        m.console.expect("one\n", timeout=TIMEOUT)
+        m.start(timeout=TIMEOUT)
+        search = m.console._search
+
+        def slow() -> None:
+            assert search() is None
+            monkeypatch.undo()
+            m.console.send("x")
+            while not m.console.native.watch and "two\n" not in m.console.text:
+                pass
+
+        monkeypatch.setattr(m.console, "_search", slow)
+        assert m.console.expect("two\n", timeout=TIMEOUT)
+        m.pause()
+
+
 def test_a_callable_gets_lines(root: Path) -> None:
     got: list[bytes] = []
     m = lines_of(root, got.append)
