@@ -152,6 +152,9 @@ ask_for_interrupts(struct virtqueue *vq)
         *used_event(vq) = (uint16_t)(vq->used_next - !vq->interrupts);
     else
         *avail_flags(vq) = vq->interrupts ? 0 : VIRTQ_AVAIL_F_NO_INTERRUPT;
+    /* Who sleeps now has looked at the used index after this was out. */
+    if (vq->interrupts)
+        full_barrier();
 }
 
 static void
