@@ -21,7 +21,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define VIRTIO_ID_RNG 4
+#define VIRTIO_ID_CONSOLE 3
+#define VIRTIO_ID_RNG     4
 
 /* Feature bits. */
 #define VIRTIO_F_EVENT_IDX (1ULL << 29)
@@ -54,6 +55,12 @@
 #define VIRTIO_MMIO_QUEUE_DESC          0x080 /* low, high half at + 4 */
 #define VIRTIO_MMIO_QUEUE_AVAIL         0x090
 #define VIRTIO_MMIO_QUEUE_USED          0x0a0
+#define VIRTIO_MMIO_CONFIG_GENERATION   0x0fc
+#define VIRTIO_MMIO_CONFIG              0x100
+
+/* Causes of an interrupt. */
+#define VIRTIO_INTERRUPT_VRING  0x1
+#define VIRTIO_INTERRUPT_CONFIG 0x2
 
 #define VIRTQUEUE_MAX 256 /* descriptors; smaller ones are powers of two */
 
@@ -121,6 +128,13 @@ void virtio_ready(struct virtio_device *dev);
 
 /* To be called by the handler of the device's interrupt; returns its cause. */
 uint32_t virtio_interrupt(struct virtio_device *dev);
+
+/*
+ * Reads `len` bytes of the device's configuration from `offset` on, all of one
+ * generation (2.5.3).
+ */
+void virtio_config_read(const struct virtio_device *dev, unsigned offset,
+                        void *buf, unsigned len);
 
 /* The device gave up: only virtio_start() helps. */
 bool virtio_broken(struct virtio_device *dev);

@@ -93,6 +93,21 @@ virtio_interrupt(struct virtio_device *dev)
     return cause;
 }
 
+void
+virtio_config_read(const struct virtio_device *dev, unsigned offset, void *buf,
+                   unsigned len)
+{
+    uint32_t before, after;
+
+    do {
+        before = reg_read(dev, VIRTIO_MMIO_CONFIG_GENERATION);
+        for (unsigned i = 0; i < len; i++)
+            ((uint8_t *)buf)[i] =
+                read8(dev->base + VIRTIO_MMIO_CONFIG + offset + i);
+        after = reg_read(dev, VIRTIO_MMIO_CONFIG_GENERATION);
+    } while (before != after);
+}
+
 bool
 virtio_broken(struct virtio_device *dev)
 {
