@@ -291,10 +291,12 @@ def feed_input(machine: Machine) -> None:
     """Let the guest read the standard input.
 
     A file is read at once. A terminal and a pipe, whose end may never come,
-    are read by a thread.
+    are read by a thread. A device that reads it itself gets it all.
     """
     from stat import S_ISCHR, S_ISREG
 
+    if any(getattr(each, "reads_stdin", False) for each in machine.devices):
+        return
     try:
         mode = os.fstat(0).st_mode
     except OSError:
