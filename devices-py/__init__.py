@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .acpi_pm import AcpiPm as AcpiPm
     from .clock import Clock as Clock
+    from .console import Console as Console
     from .counter import Counter as Counter
     from .debug_console import DebugConsole as DebugConsole
     from .debug_exit import DebugExit as DebugExit
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "AcpiPm": "acpi_pm",
     "Clock": "clock",
+    "Console": "console",
     "Counter": "counter",
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
