@@ -283,7 +283,8 @@ void reap_vcpu(struct vmm_vcpu_rest rest);
 /* Waits until all is closed. Call without the GIL. */
 void reap_all(void);
 
-/* -- elf.c, console.c, chain.c, virtq.c, virtio.c, queue.c, rng.c ---------- */
+/* -- elf.c, console.c, chain.c, virtq.c, virtio.c, queue.c, gather.c, rng.c -
+ */
 
 /*
  * The locks of the core, which threads hold that do not have the GIL, maybe
@@ -381,6 +382,19 @@ struct virtio {
 int virtio_traverse(PyObject *self, visitproc visit, void *arg);
 int virtio_clear(PyObject *self);
 void virtio_drop(struct virtio *self);
+
+/*
+ * For Queue, of queue `index` (gather.c): chains that have room for so many
+ * bytes together, popped and deferred, as a list. None: the driver has not
+ * offered enough. `most` that are too small are pushed empty, counted in
+ * *faults, and ShortChain is raised. NULL with an exception.
+ */
+PyObject *gather_chains(struct virtio *virtio, unsigned index, uint64_t room,
+                        uint64_t most, uint64_t *faults);
+/* Pushes all of a sequence of chains of that queue at once: whether all were in
+ * flight. NULL with an exception, and then none was pushed. */
+PyObject *complete_chains(struct virtio *virtio, unsigned index,
+                          PyObject *chains);
 
 /* Events of a VirtioMMIO's on_event, and what its arguments are. */
 enum {

@@ -605,6 +605,56 @@ queue_end(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return PyBool_FromLong(forgiven);
 }
 
+PyDoc_STRVAR(
+    queue_gather_doc,
+    "gather($self, room, most=None)\n--\n\n"
+    "Chains that have room for `room` bytes together, for what the device has "
+    "to say.\n\n"
+    "A list, of as few as it takes, in order; each deferred: fill them, and "
+    "complete()\nall. None when the driver has not offered enough yet: they "
+    "are back in the queue,\nand the handler is called when there are more. "
+    "When the first `most`, by default\na whole queue of them, have less room, "
+    "that is the driver's fault: they are\ncompleted empty, which counts as "
+    "one of `faults`, and ShortChain is raised. Raises\nRuntimeError while a "
+    "loop is at the queue.");
+
+static PyObject *
+queue_gather(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+             PyObject *kwnames)
+{
+    static const char *const names[2] = {"room", "most"};
+    struct queue *self = (struct queue *)op;
+    PyObject *arg[2] = {NULL, NULL};
+    uint64_t room, most = UINT64_MAX;
+
+    if (take_arguments("gather", args, nargs, kwnames, names, 1, arg) ||
+        as_uint(arg[0], "room", UINT64_MAX, &room) ||
+        (arg[1] && arg[1] != Py_None &&
+         as_uint(arg[1], "most", UINT64_MAX, &most)))
+        return NULL;
+    most = vmm_min(most, self->virtio->dev->queue[self->index].size);
+    most += !most; /* of a queue that is stopped none can be had */
+    if (self->loops || self->refilling)
+        return PyErr_Format(PyExc_RuntimeError, "a loop is at %U", self->name);
+    return gather_chains(self->virtio, self->index, room, most, &self->faults);
+}
+
+PyDoc_STRVAR(
+    queue_complete_doc,
+    "complete($self, chains, /)\n--\n\n"
+    "Return chains to the driver, all at once and with one interrupt.\n\n"
+    "Each reports what it has as `written`. False when a reset took any back "
+    "meanwhile.\nRaises ValueError, and returns none of them, when one was "
+    "completed before or is\nof another queue. From any thread.");
+
+static PyObject *
+queue_complete(PyObject *op, PyObject *chains)
+{
+    struct queue *self = (struct queue *)op;
+
+    return complete_chains(self->virtio, self->index, chains);
+}
+
 static PyObject *
 queue_get_index(PyObject *op, void *closure)
 {
@@ -656,6 +706,9 @@ static PyMethodDef queue_methods[] = {
     {"begin", queue_begin, METH_NOARGS, queue_begin_doc},
     {"end", (PyCFunction)(void (*)(void))queue_end, METH_FASTCALL,
      queue_end_doc},
+    {"gather", (PyCFunction)(void (*)(void))queue_gather,
+     METH_FASTCALL | METH_KEYWORDS, queue_gather_doc},
+    {"complete", queue_complete, METH_O, queue_complete_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -102,15 +102,33 @@ vmm_virtio_mmio_pop(struct vmm_virtio_mmio *dev, unsigned queue,
 }
 
 int
-vmm_virtio_mmio_push(struct vmm_virtio_mmio *dev, unsigned queue,
-                     struct vmm_chain *chain, uint32_t written)
+vmm_virtio_mmio_put(struct vmm_virtio_mmio *dev, unsigned queue,
+                    struct vmm_chain *chain, uint32_t written)
 {
     assert(queue < dev->queues);
     if (!vmm_virtio_mmio_live(dev)) {
         vmm_chain_drop(chain);
         return -ESTALE;
     }
-    return vmm_virtq_push(&dev->queue[queue], chain, written);
+    return vmm_virtq_put(&dev->queue[queue], chain, written);
+}
+
+void
+vmm_virtio_mmio_publish(struct vmm_virtio_mmio *dev, unsigned queue)
+{
+    assert(queue < dev->queues);
+    vmm_virtq_publish(&dev->queue[queue]);
+}
+
+int
+vmm_virtio_mmio_push(struct vmm_virtio_mmio *dev, unsigned queue,
+                     struct vmm_chain *chain, uint32_t written)
+{
+    int err = vmm_virtio_mmio_put(dev, queue, chain, written);
+
+    if (!err)
+        vmm_virtio_mmio_publish(dev, queue);
+    return err;
 }
 
 void

@@ -201,6 +201,11 @@ int vmm_virtio_mmio_pop(struct vmm_virtio_mmio *dev, unsigned queue,
 int vmm_virtio_mmio_push(struct vmm_virtio_mmio *dev, unsigned queue,
                          struct vmm_chain *chain, uint32_t written);
 
+/* (locked) vmm_virtq_put and vmm_virtq_publish, likewise. */
+int vmm_virtio_mmio_put(struct vmm_virtio_mmio *dev, unsigned queue,
+                        struct vmm_chain *chain, uint32_t written);
+void vmm_virtio_mmio_publish(struct vmm_virtio_mmio *dev, unsigned queue);
+
 /* (locked) After one or more pushes: interrupts if the driver wants it. */
 void vmm_virtio_mmio_used(struct vmm_virtio_mmio *dev, unsigned queue);
 

@@ -334,7 +334,7 @@ vmm_virtq_unpop(struct vmm_virtq *vq, struct vmm_chain *chain)
 }
 
 int
-vmm_virtq_push(struct vmm_virtq *vq, struct vmm_chain *chain, uint32_t written)
+vmm_virtq_put(struct vmm_virtq *vq, struct vmm_chain *chain, uint32_t written)
 {
     uint32_t slot = vq->next_used & (vq->size - 1);
     vring_used_elem_t *elem;
@@ -353,15 +353,32 @@ vmm_virtq_push(struct vmm_virtq *vq, struct vmm_chain *chain, uint32_t written)
     __atomic_store_n(&elem->id, htole32(chain->head), __ATOMIC_RELAXED);
     __atomic_store_n(&elem->len, htole32(written), __ATOMIC_RELAXED);
     vq->next_used++;
-    /* Pairs with the driver's acquire of the index: it then sees the entry
-     * and what the device wrote into the buffers. */
-    __atomic_store_n(&vq->used->idx, htole16(vq->next_used), __ATOMIC_RELEASE);
-    vmm_mem_mark(vq->mem, vq->used_gpa, 4);
     vmm_mem_mark(vq->mem, vq->used_gpa + 4 + 8ULL * slot, 8);
     /* Beyond a whole turn of the index every used_event has been passed. */
     if (vq->unsignalled <= UINT16_MAX)
         vq->unsignalled++;
     return 0;
+}
+
+void
+vmm_virtq_publish(struct vmm_virtq *vq)
+{
+    if (!vq->ready)
+        return;
+    /* Pairs with the driver's acquire of the index: it then sees the entries
+     * and what the device wrote into the buffers. */
+    __atomic_store_n(&vq->used->idx, htole16(vq->next_used), __ATOMIC_RELEASE);
+    vmm_mem_mark(vq->mem, vq->used_gpa, 4);
+}
+
+int
+vmm_virtq_push(struct vmm_virtq *vq, struct vmm_chain *chain, uint32_t written)
+{
+    int err = vmm_virtq_put(vq, chain, written);
+
+    if (!err)
+        vmm_virtq_publish(vq);
+    return err;
 }
 
 /*

@@ -178,6 +178,14 @@ int vmm_virtq_push(struct vmm_virtq *vq, struct vmm_chain *chain,
                    uint32_t written);
 
 /*
+ * The same in two steps, for chains that the driver shall find all at once: put
+ * each, then publish. Until then it sees none of them.
+ */
+int vmm_virtq_put(struct vmm_virtq *vq, struct vmm_chain *chain,
+                  uint32_t written);
+void vmm_virtq_publish(struct vmm_virtq *vq);
+
+/*
  * Whether the driver wants an interrupt for what has been pushed since the last
  * call (2.7.7). False when nothing was. To be asked at least once a batch, and
  * each true acted upon.

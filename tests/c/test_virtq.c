@@ -597,6 +597,38 @@ test_unpop(void)
     end();
 }
 
+/* The driver finds all of a group or none of it. */
+static void
+test_put(void)
+{
+    struct vmm_chain second = {0};
+    uint32_t head;
+
+    begin(4);
+    for (uint16_t i = 0; i < 2; i++) {
+        driver_desc(&drv, i, BUF, 8, D_WRITE, 0);
+        driver_offer(&drv, i);
+    }
+    CHECK_EQ(vmm_virtq_pop(&vq, &chain), 1);
+    CHECK_EQ(vmm_virtq_pop(&vq, &second), 1);
+    CHECK_EQ(vmm_virtq_put(&vq, &chain, 9), -EINVAL);
+    CHECK_EQ(vmm_virtq_put(&vq, &chain, 8), 0);
+    CHECK_EQ(vmm_virtq_put(&vq, &chain, 8), -ESTALE);
+    CHECK_EQ(vmm_virtq_put(&vq, &second, 3), 0);
+    CHECK_EQ(driver_take(&drv, &head), -1);
+    vmm_virtq_publish(&vq);
+    CHECK_EQ(driver_take(&drv, &head), 8);
+    CHECK_EQ(head, 0);
+    CHECK_EQ(driver_take(&drv, &head), 3);
+    CHECK_EQ(head, 1);
+    CHECK_EQ(driver_take(&drv, &head), -1);
+    CHECK(vmm_virtq_must_interrupt(&vq));
+    vmm_virtq_stop(&vq);
+    vmm_virtq_publish(&vq);
+    vmm_chain_fini(&second);
+    end();
+}
+
 static void
 test_interrupt_flag(void)
 {
@@ -914,6 +946,7 @@ main(void)
     RUN(test_avail_index);
     RUN(test_stale);
     RUN(test_unpop);
+    RUN(test_put);
     RUN(test_interrupt_flag);
     RUN(test_interrupt_event);
     RUN(test_interrupt_event_formula);
