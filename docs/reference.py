@@ -5,7 +5,6 @@ import inspect
 import re
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from types import FunctionType, MethodDescriptorType
 
 import pyvmm
@@ -186,16 +185,10 @@ def describe(module: str, name: str) -> str:
 def ready_made() -> str:
     """The devices that come along."""
     lines = ["## Ready-made devices", "", "| | |", "| --- | --- |"]
-    for info in iter_modules(pyvmm.devices.__path__):
-        module = import_module(f"pyvmm.devices.{info.name}")
-        for name, value in vars(module).items():
-            if getattr(value, "__module__", "") != module.__name__:
-                continue
-            kinds = (pyvmm.Device, pyvmm.virtio.Device, pyvmm.Machine)
-            if isinstance(value, type) and issubclass(value, kinds):
-                lines.append(
-                    f"| `{module.__name__}.{name}` | {first_line(value)} |"
-                )
+    found = [getattr(pyvmm.devices, name) for name in pyvmm.devices.__all__]
+    for value in sorted(found, key=lambda value: str(value.__module__)):
+        name = f"{value.__module__}.{value.__name__}"
+        lines.append(f"| `{name}` | {first_line(value)} |")
     return "\n".join(lines) + "\n"
 
 
