@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .fw_cfg import FwCfg as FwCfg
     from .hasher import Hasher as Hasher
     from .i8042 import I8042 as I8042
+    from .net import Net as Net
+    from .net_switch import Switch as Switch
     from .pc import PC as PC
     from .pci_host import PciHost as PciHost
     from .pm_timer import PmTimer as PmTimer
@@ -38,12 +40,14 @@ _HOME = {
     "FwCfg": "fw_cfg",
     "Hasher": "hasher",
     "I8042": "i8042",
+    "Net": "net",
     "PC": "pc",
     "PciHost": "pci_host",
     "PmTimer": "pm_timer",
     "PostCodes": "post",
     "Rtc": "rtc",
     "Serial": "serial",
+    "Switch": "net_switch",
     "Vsock": "vsock",
 }
 

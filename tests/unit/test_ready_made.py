@@ -20,8 +20,9 @@ assert ours == {"pyvmm.devices.serial"}, ours
 @pytest.mark.parametrize("name", pyvmm.devices.__all__)
 def test_names(name) -> None:
     cls = getattr(pyvmm.devices, name)
-    kinds = (pyvmm.Device, pyvmm.virtio.Device, pyvmm.Machine)
-    assert issubclass(cls, kinds)
+    if name != "Switch":  # which connects some
+        kinds = (pyvmm.Device, pyvmm.virtio.Device, pyvmm.Machine)
+        assert issubclass(cls, kinds)
     assert name in dir(pyvmm.devices)
 
 
