@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from . import create, exits, many, reload, rng, start, vsock
+from . import create, exits, many, net, reload, rng, start, vsock
 from .table import HEAD, Row, line
 
 BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "start": start.start,
     "rng": rng.requests,
     "vsock": vsock.streams,
+    "net": net.frames,
     "reload": reload.reload,
     "idle": many.idle,
     "scale": many.scale,
