@@ -369,8 +369,10 @@ virtio_close(PyObject *op, PyObject *unused)
     /* A vCPU may be in the middle of an access: it has the lock. Afterwards no
      * queue can be started on RAM any more. */
     thread = lock_acquire(&dev->lock);
-    for (unsigned i = 0; i < dev->queues; i++)
+    for (unsigned i = 0; i < dev->queues; i++) {
+        vmm_virtq_stop(&dev->queue[i]);
         vmm_virtq_init(&dev->queue[i], &nowhere, dev->queue[i].max_size);
+    }
     lock_release(&dev->lock, thread);
     Py_BEGIN_ALLOW_THREADS
     vmm_virtio_mmio_ops.write(dev, VIRTIO_MMIO_STATUS, 4, 0);

@@ -32,6 +32,7 @@ vmm_virtq_init(struct vmm_virtq *vq, struct vmm_mem *mem, uint32_t max_size)
     vq->mem = mem;
     vq->max_size = max_size;
     vq->size = max_size;
+    vq->lent = (pthread_rwlock_t)PTHREAD_RWLOCK_INITIALIZER;
     return 0;
 }
 
@@ -75,6 +76,9 @@ vmm_virtq_start(struct vmm_virtq *vq)
 void
 vmm_virtq_stop(struct vmm_virtq *vq)
 {
+    /* Who lends has the same lock as we, so no loan begins meanwhile. */
+    pthread_rwlock_wrlock(&vq->lent);
+    pthread_rwlock_unlock(&vq->lent);
     vq->ready = false;
     vq->fault = NULL;
     vq->desc = NULL;
@@ -446,6 +450,18 @@ vmm_virtq_notify_on(struct vmm_virtq *vq)
         set_used_flags(vq, 0);
     full_barrier();
     return avail_idx(vq) != vq->next_avail;
+}
+
+void
+vmm_virtq_lend(struct vmm_virtq *vq)
+{
+    pthread_rwlock_rdlock(&vq->lent);
+}
+
+void
+vmm_virtq_return(struct vmm_virtq *vq)
+{
+    pthread_rwlock_unlock(&vq->lent);
 }
 
 void

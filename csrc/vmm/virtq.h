@@ -60,6 +60,7 @@
 #define VMM_VIRTQ_H
 
 #include <linux/virtio_ring.h>
+#include <pthread.h>
 
 #include "mem.h"
 
@@ -109,13 +110,14 @@ struct vmm_virtq {
     bool event_idx; /* VIRTIO_RING_F_EVENT_IDX was negotiated */
 
     /* The rest is written by virtq.c alone. */
-    bool ready;           /* started and not stopped; a broken one too */
-    const char *fault;    /* how the driver broke it; NULL: it is sound */
-    uint64_t faults;      /* times it was broken, ever */
-    uint64_t life;        /* how often it was started, ever */
-    uint16_t next_avail;  /* available index of the chain to pop next */
-    uint16_t next_used;   /* used index of the chain to push next */
-    uint32_t unsignalled; /* pushed since the last vmm_virtq_must_interrupt */
+    bool ready;            /* started and not stopped; a broken one too */
+    const char *fault;     /* how the driver broke it; NULL: it is sound */
+    uint64_t faults;       /* times it was broken, ever */
+    uint64_t life;         /* how often it was started, ever */
+    uint16_t next_avail;   /* available index of the chain to pop next */
+    uint16_t next_used;    /* used index of the chain to push next */
+    uint32_t unsignalled;  /* pushed since the last vmm_virtq_must_interrupt */
+    pthread_rwlock_t lent; /* for reading: buffers are in use, see _lend */
     const struct vring_desc *desc; /* NULL unless ready */
     struct vring_avail *avail;
     struct vring_used *used;
@@ -139,7 +141,7 @@ int vmm_virtq_init(struct vmm_virtq *vq, struct vmm_mem *mem,
 int vmm_virtq_start(struct vmm_virtq *vq);
 
 /* Stops it, sound again: all chains in flight are stale. What the driver
- * configured stays. */
+ * configured stays. Waits for buffers that are on loan. */
 void vmm_virtq_stop(struct vmm_virtq *vq);
 
 /* Stops it and forgets what was configured: size max_size, addresses 0, no
@@ -210,6 +212,15 @@ void vmm_virtq_notify_off(struct vmm_virtq *vq);
  * It is false for a queue that is broken or not ready.
  */
 bool vmm_virtq_notify_on(struct vmm_virtq *vq);
+
+/*
+ * The buffers of chains in flight are on loan to the caller until _return:
+ * that long nobody stops the queue, so a driver that was told of the reset of
+ * its device finds them at rest. For a transfer that takes too long to be made
+ * under the lock. Lent under it, given back with or without; several at a time.
+ */
+void vmm_virtq_lend(struct vmm_virtq *vq);
+void vmm_virtq_return(struct vmm_virtq *vq);
 
 /* An empty chain: the same as a zeroed one. */
 void vmm_chain_init(struct vmm_chain *chain);
