@@ -75,7 +75,7 @@ chain_renew(struct chain *chain)
     chain->at_read = chain->at_write = 0;
     chain->written = 0;
     chain->pushed = chain->returned = false;
-    chain->deferred = chain->finished = false;
+    chain->deferred = chain->finished = chain->lacking = false;
 }
 
 static int
@@ -140,8 +140,8 @@ chain_alive(struct chain *self)
     return alive;
 }
 
-static PyObject *
-raise_stale(struct chain *self)
+PyObject *
+chain_raise_stale(struct chain *self)
 {
     if (self->pushed)
         return PyErr_Format(PyExc_ValueError,
@@ -163,6 +163,7 @@ raise_short(struct chain *self, const char *what, uint64_t want, uint64_t has)
              self->chain.head, what, (unsigned long long)has,
              (unsigned long long)want);
     PyErr_SetString(state_of(Py_TYPE(self))->short_error, text);
+    self->lacking = true;
     return NULL;
 }
 
@@ -223,7 +224,7 @@ chain_views(struct chain *self, const struct vmm_segment *seg, unsigned count,
     PyObject *list;
 
     if (!chain_alive(self))
-        return raise_stale(self);
+        return chain_raise_stale(self);
     list = PyList_New(count);
     for (unsigned i = 0; list && i < count; i++) {
         PyObject *view = memory_view(state, self->memory, seg[i].hva,
@@ -339,7 +340,7 @@ copy_out(struct chain *self, uint64_t offset, uint64_t len)
     if (alive)
         return ret;
     Py_DECREF(ret);
-    return raise_stale(self);
+    return chain_raise_stale(self);
 }
 
 PyDoc_STRVAR(
@@ -376,11 +377,13 @@ chain_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     len = self->chain.readable_len - vmm_min(offset, self->chain.readable_len);
     if (size >= 0)
         len = vmm_min(len, (uint64_t)size);
-    else if (len > READ_ALL_MAX)
+    else if (len > READ_ALL_MAX) {
+        self->lacking = true;
         return PyErr_Format(state_of(Py_TYPE(self))->short_error,
                             "chain %u has %llu bytes: too many to read without "
                             "a size",
                             self->chain.head, (unsigned long long)len);
+    }
     ret = copy_out(self, offset, len);
     if (ret && moves)
         self->at_read = offset + len;
@@ -451,7 +454,7 @@ chain_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     lock_release(self->lock, thread);
     PyBuffer_Release(&data);
     if (!alive)
-        return raise_stale(self);
+        return chain_raise_stale(self);
     if (moves)
         self->at_write = offset + len;
     if (len && offset + len > self->written)
@@ -508,7 +511,7 @@ chain_complete(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
          as_uint(arg[0], "written", UINT32_MAX, &written)))
         return NULL;
     if (self->pushed || self->returned)
-        return raise_stale(self);
+        return chain_raise_stale(self);
     if (!self->virtio)
         return PyErr_Format(PyExc_ValueError,
                             "chain %u is of a VirtQueue: push() it",

@@ -126,7 +126,29 @@ bench_dispatch(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
                               (double)(count ? count : 1));
 }
 
+PyDoc_STRVAR(
+    preadv_doc,
+    "preadv(fd, chains, offset, leave=0, /)\n--\n\n"
+    "Read from a file into the room of chains, one behind the other; no copy."
+    "\n\n"
+    "Begins in each chain behind what was written there, and leaves its last "
+    "`leave`\nbytes. `offset` None: where the file is, for what has no other. "
+    "Returns how many\nbytes came and moves the positions by them: 0 at the "
+    "end of the file, fewer than\nthere is room for before it or beyond 64 "
+    "MiB. Other threads run meanwhile, and a\nreset waits. At most 256 "
+    "chains, of one queue. Raises OSError, StaleChain.");
+
+PyDoc_STRVAR(
+    pwritev_doc,
+    "pwritev(fd, chains, offset, /)\n--\n\n"
+    "Write what was not read yet of chains to a file, one behind the other; no "
+    "copy.\n\nElse as preadv().");
+
 static PyMethodDef functions[] = {
+    {"preadv", (PyCFunction)(void (*)(void))transfer_preadv, METH_FASTCALL,
+     preadv_doc},
+    {"pwritev", (PyCFunction)(void (*)(void))transfer_pwritev, METH_FASTCALL,
+     pwritev_doc},
     {"x86_tables_size", tables_size, METH_O, tables_size_doc},
     {"x86_tables", (PyCFunction)(void (*)(void))tables, METH_FASTCALL,
      tables_doc},

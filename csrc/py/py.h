@@ -347,6 +347,7 @@ struct chain {
     bool returned; /* to the queue, not worked on */
     bool deferred; /* whoever iterates does not complete it */
     bool finished; /* its turn in the loop is over */
+    bool lacking;  /* it raised ShortChain */
 };
 
 /* For a queue's pop: an empty chain, and what pop makes of it and the core's
@@ -362,8 +363,16 @@ struct chain *chain_check(struct state *state, PyObject *arg,
 PyObject *chain_pushed(struct chain *chain, uint32_t written, int answer);
 /* Whether it is in flight. */
 bool chain_alive(struct chain *chain);
+/* For one that is not: why, as an exception; NULL. */
+PyObject *chain_raise_stale(struct chain *chain);
 /* As new, for another pop: nobody else has it. */
 void chain_renew(struct chain *chain);
+
+/* Functions of the module (transfer.c). */
+PyObject *transfer_preadv(PyObject *module, PyObject *const *args,
+                          Py_ssize_t nargs);
+PyObject *transfer_pwritev(PyObject *module, PyObject *const *args,
+                           Py_ssize_t nargs);
 
 /* What VirtioMMIO and the types derived from it begin with. */
 struct virtio {

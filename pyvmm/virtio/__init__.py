@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .._vmm import Queue as Queue
     from .._vmm import ShortChain as ShortChain
     from .._vmm import StaleChain as StaleChain
+    from .._vmm import preadv as preadv
+    from .._vmm import pwritev as pwritev
     from .config import Config as Config
     from .config import Struct as Struct
     from .device import Device as Device
@@ -44,6 +46,8 @@ _HOME = {
     "StaleChain": "pyvmm._vmm",
     "Struct": "pyvmm.virtio.config",
     "driver": "pyvmm.virtio.frontend",
+    "preadv": "pyvmm._vmm",
+    "pwritev": "pyvmm._vmm",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of a first look
@@ -52,6 +56,8 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Chain",
     "ShortChain",
     "StaleChain",
+    "preadv",
+    "pwritev",
     "Struct",
     "Config",
     "driver",
