@@ -42,10 +42,12 @@ class Device(Native):
     on an event loop, the default when handlers are `async def`.
 
     and for each queue a handler `on_NAME(queue)`, called when the driver has
-    offered chains there. It may leave some: the next call finds them. The end
-    of a loop's body completes its chain, unless `chain.defer()` was called:
-    then `chain.complete()` does, later and from any thread. After break and
-    return the chains that the loop did not reach are back in the queue.
+    offered chains there; queues that differ by a number at the end, `receive0`
+    and `receive1`, may share `on_receive`. It may leave some: the next call
+    finds them. The end of a loop's body completes its chain, unless
+    `chain.defer()` was called: then `chain.complete()` does, later and from any
+    thread. After break and return the chains that the loop did not reach are
+    back in the queue.
 
     ShortChain, raised by a chain with too little room or too few bytes, is the
     guest's fault: the chain is completed empty, counted in `faults`, and the
@@ -146,10 +148,16 @@ class Device(Native):
         self.native = native
         return native
 
+    def _handler(self, name: str) -> Any:
+        kind = name.rstrip("0123456789")
+        return getattr(self, f"on_{name}", None) or getattr(
+            self, f"on_{kind}", None
+        )
+
     def _handlers(self) -> list[Any]:
         """The handlers of the queues; TypeError when one is missing."""
         cls = type(self)
-        handlers = [getattr(self, f"on_{name}", None) for name in self.queues]
+        handlers = [self._handler(name) for name in self.queues]
         for name, handler in zip(self.queues, handlers, strict=True):
             if not callable(handler):
                 raise TypeError(
@@ -195,13 +203,13 @@ class Device(Native):
     def _notified(self, index: int) -> None:
         queue = self._told[index]
         if self.notify == "asyncio":
-            name = f"on_{list(self.queues)[index]}"
-            if is_coroutine(getattr(self, name)):
+            name = list(self.queues)[index]
+            if is_coroutine(self._handler(name)):
                 if self._services is not None:
                     worker: Any = self._services.worker  # a LoopWorker
                     # Looked up for each turn: reload() gives it another.
                     worker.start(
-                        queue, lambda queue: getattr(self, name)(queue)
+                        queue, lambda queue: self._handler(name)(queue)
                     )
                 return
         try:

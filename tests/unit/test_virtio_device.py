@@ -888,6 +888,28 @@ def test_two_queues() -> None:
             drv.other(b"x")
 
 
+def test_queues_that_share_a_handler() -> None:
+    class Several(virtio.Device):
+        device_id = 63
+        queues = {"control": 8, "data0": 8, "data1": 8, "data12": 8}
+
+        def on_control(self, queue: Queue) -> None:
+            for chain in queue:
+                chain.write(b"control")
+
+        def on_data(self, queue: Queue) -> None:
+            for chain in queue:
+                chain.write(b"%d" % queue.index)
+
+        def on_data1(self, queue: Queue) -> None:
+            for chain in queue:
+                chain.write(b"own")
+
+    with virtio.driver(Several()) as drv:
+        answers = [drv[name](reply=8) for name in Several.queues]
+        assert answers == [b"control", b"1", b"own", b"3"]
+
+
 def test_callbacks() -> None:
     with virtio.driver(Events()) as drv:
         device = drv.device
