@@ -66,6 +66,7 @@ gdt:
     .quad 0x00cf93000000ffff    /* data */
 gdt_end:
 
+    .globl gdt_pointer
 gdt_pointer:
     .word gdt_end - gdt - 1
     .long gdt
