@@ -11,6 +11,7 @@ loads serial.py and nothing else.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .acpi_pm import AcpiPm as AcpiPm
+    from .blk import Blk as Blk
     from .clock import Clock as Clock
     from .console import Console as Console
     from .counter import Counter as Counter
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Class: the module that has it.
 _HOME = {
     "AcpiPm": "acpi_pm",
+    "Blk": "blk",
     "Clock": "clock",
     "Console": "console",
     "Counter": "counter",
