@@ -60,6 +60,8 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm.virtio", "Chain"),
             ("pyvmm.virtio", "ShortChain"),
             ("pyvmm.virtio", "StaleChain"),
+            ("pyvmm.virtio", "preadv"),
+            ("pyvmm.virtio", "pwritev"),
             ("pyvmm.virtio", "Struct"),
             ("pyvmm.virtio", "Config"),
             ("pyvmm.virtio", "driver"),
@@ -170,7 +172,7 @@ def describe(module: str, name: str) -> str:
     cls = getattr(import_module(module), name)
     written = f"{module}.{name}"
     parts = [f"### {written}", "", prose(inspect.getdoc(cls) or "")]
-    if inspect.isfunction(cls):
+    if inspect.isroutine(cls):
         parts[2:2] = [f"    {signature(cls, name)}", ""]
         return "\n".join(parts) + "\n"
     made = "__init__" in vars(cls) and module == "pyvmm"
