@@ -374,6 +374,8 @@ PyObject *transfer_preadv(PyObject *module, PyObject *const *args,
 PyObject *transfer_pwritev(PyObject *module, PyObject *const *args,
                            Py_ssize_t nargs);
 
+struct queue;
+
 /* What VirtioMMIO and the types derived from it begin with. */
 struct virtio {
     PyObject_HEAD
@@ -382,9 +384,15 @@ struct virtio {
     PyObject *on_notify;         /* or NULL */
     PyObject *on_event;          /* or NULL */
     int (*service)(PyObject *self);
+    /* Queues that Python has made, or NULL; borrowed, they see to that. */
+    struct queue *queue[VMM_VIRTIO_MMIO_MAX_QUEUES];
     bool open;     /* made, and not closed */
     bool forgiven; /* what a handler raises is the guest's fault (queue.c) */
 };
+
+/* Calls the handler of a queue. 0, 1 when it has none, or -1 with an exception.
+ */
+int queue_work(struct queue *queue);
 
 /* For derived types: the parts of tp_traverse, tp_clear and tp_dealloc that are
  * the base's. */

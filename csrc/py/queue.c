@@ -25,6 +25,7 @@
 
 struct queue {
     PyObject_HEAD
+    struct state *state; /* of the module: its type keeps that */
     struct virtio *virtio;
     PyObject *name;
     PyObject *handler; /* or NULL */
@@ -37,12 +38,14 @@ struct queue {
     unsigned spares;
     struct chain *spare[BATCH]; /* to be used again */
     unsigned loops;             /* alive */
+    struct loop *idle;          /* one to be used again, or NULL */
     unsigned budget;
     uint64_t faults;
-    uint64_t round; /* handlers that failed: loops from before are void */
-    bool refilling; /* a thread is at it */
-    bool busy;      /* work() runs */
-    bool again;     /* and was called meanwhile */
+    uint64_t returns; /* how often chains went back */
+    uint64_t round;   /* handlers that failed: loops from before are void */
+    bool refilling;   /* a thread is at it */
+    bool busy;        /* work() runs */
+    bool again;       /* and was called meanwhile */
 };
 
 struct loop {
@@ -50,6 +53,8 @@ struct loop {
     struct queue *queue; /* NULL: it has ended */
     unsigned most;       /* chains of a turn */
     bool lists;          /* a turn is a list of chains */
+    uint64_t dry; /* all was popped when `returns` was one less: of more the
+                     driver notifies */
     uint64_t round;
     unsigned turns; /* chains whose turn it is */
     struct chain *turn[BATCH];
@@ -118,12 +123,13 @@ take_done(struct queue *self, struct exchange *todo)
     self->dones = 0;
 }
 
-/* Keeps those that nobody else has for the next batch. */
+/* Keeps them for the next batch. The variable of a loop still has the last one,
+ * so that is when others are told from those that nobody has. */
 static void
 recycle(struct queue *self, struct chain **chain, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
-        if (Py_REFCNT(chain[i]) == 1 && self->spares < BATCH)
+        if (self->spares < BATCH)
             self->spare[self->spares++] = chain[i];
         else
             Py_DECREF(chain[i]);
@@ -186,6 +192,7 @@ give_back(struct queue *self, struct chain *const *turn, unsigned turns)
     struct exchange todo;
     unsigned count = 0;
 
+    self->returns++;
     todo.pushes = todo.room = todo.popped = 0;
     for (unsigned i = 0; i < turns; i++)
         chain[count++] = turn[i];
@@ -209,18 +216,21 @@ static int
 provide(struct queue *self, struct exchange *todo)
 {
     struct virtio *virtio = self->virtio;
-    struct state *state = state_of(Py_TYPE(self));
 
     todo->room = 0;
     while (todo->room < self->room && self->spares) {
         struct chain *chain = self->spare[--self->spares];
 
+        if (Py_REFCNT(chain) > 1) {
+            Py_DECREF(chain);
+            continue;
+        }
         chain_renew(chain);
         todo->pop[todo->room++] = chain;
     }
     while (todo->room < self->room) {
         struct chain *chain =
-            chain_new(state, (PyObject *)virtio, virtio->memory,
+            chain_new(self->state, (PyObject *)virtio, virtio->memory,
                       &virtio->dev->queue[self->index], &virtio->dev->lock);
 
         if (!chain) {
@@ -239,8 +249,9 @@ provide(struct queue *self, struct exchange *todo)
  * loop ends. 0, or -1 with an exception.
  */
 static int
-refill(struct queue *self)
+refill(struct queue *self, uint64_t *dry)
 {
+    bool inline_ = self->virtio->dev->doorbell_fd < 0;
     struct exchange todo;
 
     if (self->refilling)
@@ -249,7 +260,9 @@ refill(struct queue *self)
         raise_closed((PyObject *)self->virtio);
         return -1;
     }
-    if (!self->budget) { /* go on after a look around */
+    /* Go on after a look around; or when the driver says so, whose vCPU can
+     * have offered no more meanwhile if it is this thread's. */
+    if (!self->budget || (inline_ && *dry == self->returns + 1)) {
         flush(self);
         return 0;
     }
@@ -266,7 +279,8 @@ refill(struct queue *self)
     append(self, todo.pop, todo.popped);
     if (todo.popped == self->room)
         self->room = vmm_min(2 * self->room, (unsigned)BATCH);
-    if (self->virtio->dev->doorbell_fd >= 0)
+    *dry = todo.err || todo.popped == todo.room ? 0 : self->returns + 1;
+    if (!inline_)
         self->budget -= vmm_min(self->budget, todo.popped);
     if (todo.err != -ENOMEM || todo.popped)
         return 0;
@@ -307,7 +321,7 @@ loop_next(PyObject *op)
     if (!queue)
         return NULL;
     loop_finish(self, queue);
-    if (queue->next == queue->end && refill(queue))
+    if (queue->next == queue->end && refill(queue, &self->dry))
         return NULL;
     while (queue->next < queue->end && self->turns < self->most)
         self->turn[self->turns++] = queue->ahead[queue->next++];
@@ -325,7 +339,7 @@ loop_next(PyObject *op)
 static bool
 guests_fault(struct loop *self, struct queue *queue)
 {
-    struct state *state = state_of(Py_TYPE(queue));
+    struct state *state = queue->state;
     bool stale = queue->virtio->forgiven;
 
     if (PyErr_ExceptionMatches(state->short_error))
@@ -346,7 +360,7 @@ guests_fault(struct loop *self, struct queue *queue)
 static void
 loop_fail(struct loop *self, struct queue *queue)
 {
-    struct state *state = state_of(Py_TYPE(queue));
+    struct state *state = queue->state;
     bool is_short = PyErr_ExceptionMatches(state->short_error);
     bool guilty = guests_fault(self, queue), known = false;
     struct chain *back[BATCH];
@@ -418,14 +432,22 @@ loop_clear(PyObject *op)
     return 0;
 }
 
+/* Keeps the memory of one: each call of a handler makes a loop. */
 static void
 loop_dealloc(PyObject *op)
 {
+    struct loop *self = (struct loop *)op;
     PyTypeObject *type = Py_TYPE(op);
+    struct queue *queue = self->queue;
 
     PyObject_GC_UnTrack(op);
-    loop_end((struct loop *)op);
-    type->tp_free(op);
+    Py_XINCREF(queue);
+    loop_end(self);
+    if (queue && !queue->idle)
+        queue->idle = self;
+    else
+        type->tp_free(op);
+    Py_XDECREF(queue);
     Py_DECREF(type);
 }
 
@@ -472,11 +494,13 @@ queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_XDECREF(self);
         return NULL;
     }
+    self->state = state_of(type);
     self->virtio = (struct virtio *)Py_NewRef(device);
     self->name = Py_NewRef(name);
     self->index = (unsigned)index;
     self->room = 1;
     self->budget = BUDGET;
+    virtio->queue[index] = self;
     return (PyObject *)self;
 }
 
@@ -521,7 +545,11 @@ queue_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
 
     PyObject_GC_UnTrack(op);
+    if (self->virtio && self->virtio->queue[self->index] == self)
+        self->virtio->queue[self->index] = NULL;
     queue_clear(op);
+    if (self->idle)
+        PyObject_GC_Del(self->idle);
     Py_XDECREF(self->virtio);
     Py_XDECREF(self->name);
     type->tp_free(op);
@@ -531,14 +559,22 @@ queue_dealloc(PyObject *op)
 static PyObject *
 loop_new(struct queue *self, bool lists)
 {
-    PyTypeObject *type = state_of(Py_TYPE(self))->loop_type;
-    struct loop *loop = (struct loop *)type->tp_alloc(type, 0);
+    PyTypeObject *type = self->state->loop_type;
+    struct loop *loop = self->idle;
 
+    if (loop) {
+        self->idle = NULL;
+        PyObject_Init((PyObject *)loop, type);
+        PyObject_GC_Track(loop);
+    } else {
+        loop = (struct loop *)type->tp_alloc(type, 0);
+    }
     if (!loop)
         return NULL;
     loop->queue = (struct queue *)Py_NewRef((PyObject *)self);
     loop->most = lists ? BATCH : 1;
     loop->lists = lists;
+    loop->dry = 0;
     loop->round = self->round;
     self->loops++;
     return (PyObject *)loop;
@@ -571,7 +607,7 @@ queue_batches(PyObject *op, PyObject *unused)
 static bool
 forgive(struct queue *self)
 {
-    struct state *state = state_of(Py_TYPE(self));
+    struct state *state = self->state;
 
     self->round++;
     if (self->next < self->end) {
@@ -598,25 +634,26 @@ PyDoc_STRVAR(
     "and StaleChain of a\nchain that a reset took back, the handler is called "
     "again for the rest. Raises what\nelse it raises.");
 
-static PyObject *
-queue_work(PyObject *op, PyObject *unused)
+int
+queue_work(struct queue *self)
 {
-    struct queue *self = (struct queue *)op;
     int doorbell;
 
-    (void)unused;
+    if (!self->handler)
+        return 1;
     self->again = true;
-    if (self->busy || !self->handler)
-        Py_RETURN_NONE;
+    if (self->busy)
+        return 0;
     self->busy = true;
     self->budget = BUDGET;
+    Py_INCREF(self); /* the handler may let go of it */
     while (self->again && self->handler) {
         PyObject *handler, *ret;
 
         self->again = false;
         self->virtio->forgiven = false;
         handler = Py_NewRef(self->handler); /* it may set another */
-        ret = PyObject_CallOneArg(handler, op);
+        ret = PyObject_CallOneArg(handler, (PyObject *)self);
         Py_DECREF(handler);
         if (!ret && forgive(self))
             self->again = true;
@@ -632,6 +669,16 @@ queue_work(PyObject *op, PyObject *unused)
     }
     self->busy = false;
     if (PyErr_Occurred())
+        add_note("in the handler of %U", self->name);
+    Py_DECREF(self);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *
+queue_do_work(PyObject *op, PyObject *unused)
+{
+    (void)unused;
+    if (queue_work((struct queue *)op) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -778,7 +825,7 @@ queue_repr(PyObject *op)
 
 static PyMethodDef queue_methods[] = {
     {"batches", queue_batches, METH_NOARGS, queue_batches_doc},
-    {"work", queue_work, METH_NOARGS, queue_work_doc},
+    {"work", queue_do_work, METH_NOARGS, queue_work_doc},
     {"begin", queue_begin, METH_NOARGS, queue_begin_doc},
     {"end", (PyCFunction)(void (*)(void))queue_end, METH_FASTCALL,
      queue_end_doc},

@@ -130,6 +130,24 @@ tell_events(struct virtio *self, struct scripted *scripted)
     }
 }
 
+/* The driver has offered chains in a queue. 0, or -1 with an exception. */
+static int
+notify(struct virtio *self, unsigned index)
+{
+    int answer = self->queue[index] ? queue_work(self->queue[index]) : 1;
+    PyObject *on_notify, *arg, *ret;
+
+    if (answer <= 0 || !self->on_notify)
+        return answer < 0 ? -1 : 0;
+    on_notify = Py_NewRef(self->on_notify);
+    arg = PyLong_FromLong(index);
+    ret = arg ? PyObject_CallOneArg(on_notify, arg) : NULL;
+    Py_XDECREF(arg);
+    Py_DECREF(on_notify);
+    Py_XDECREF(ret);
+    return ret ? 0 : -1;
+}
+
 static int
 scripted_service(PyObject *op)
 {
@@ -140,20 +158,15 @@ scripted_service(PyObject *op)
     if (self->on_event && tell_events(self, scripted))
         return -1;
     todo = __atomic_exchange_n(&scripted->pending, 0, __ATOMIC_RELAXED);
-    while (todo && self->on_notify) {
-        PyObject *on_notify = Py_NewRef(self->on_notify);
-        PyObject *queue = PyLong_FromLong(__builtin_ctzll(todo));
-        PyObject *ret = queue ? PyObject_CallOneArg(on_notify, queue) : NULL;
+    while (todo) {
+        unsigned index = (unsigned)__builtin_ctzll(todo);
 
         todo &= todo - 1;
-        Py_XDECREF(queue);
-        Py_DECREF(on_notify);
-        if (!ret) {
+        if (notify(self, index)) {
             /* The other queues are told next time. */
             __atomic_fetch_or(&scripted->pending, todo, __ATOMIC_RELAXED);
             return -1;
         }
-        Py_DECREF(ret);
     }
     return 0;
 }

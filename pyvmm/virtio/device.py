@@ -137,7 +137,12 @@ class Device(Native):
         )
         self._listen(native)
         self._told = tuple(
-            _vmm.Queue(native, index, f"{cls.__name__}.{name}", handler)
+            _vmm.Queue(
+                native,
+                index,
+                f"{cls.__name__}.{name}",
+                plain(handler),
+            )
             for index, (name, handler) in enumerate(
                 zip(self.queues, handlers, strict=True)
             )
@@ -188,7 +193,7 @@ class Device(Native):
                 "attach another"
             )
         for queue, handler in zip(self._told, handlers, strict=True):
-            queue.handler = handler
+            queue.handler = plain(handler)
         if self.native is not None and not self.native.closed:
             self._listen(self.native)
 
@@ -201,22 +206,14 @@ class Device(Native):
         return self.native
 
     def _notified(self, index: int) -> None:
-        queue = self._told[index]
-        if self.notify == "asyncio":
-            name = list(self.queues)[index]
-            if is_coroutine(self._handler(name)):
-                if self._services is not None:
-                    worker: Any = self._services.worker  # a LoopWorker
-                    # Looked up for each turn: reload() gives it another.
-                    worker.start(
-                        queue, lambda queue: self._handler(name)(queue)
-                    )
-                return
-        try:
-            queue.work()
-        except BaseException as exc:
-            exc.add_note(f"in the handler of {queue.name}")
-            raise
+        """The handler is a coroutine: others are called by the queue."""
+        name = list(self.queues)[index]
+        if self._services is not None:
+            worker: Any = self._services.worker  # a LoopWorker
+            # Looked up for each turn: reload() gives it another.
+            worker.start(
+                self._told[index], lambda queue: self._handler(name)(queue)
+            )
 
     def _happened(self, what: int, first: int, second: int, third: int) -> None:
         if what == _vmm.EVENT_RESET:
@@ -243,3 +240,8 @@ def is_coroutine(handler: object) -> bool:
     function = getattr(handler, "__func__", handler)
     code = getattr(function, "__code__", None)
     return bool(getattr(code, "co_flags", 0) & CO_COROUTINE)
+
+
+def plain(handler: Any) -> Any:
+    """A handler that the queue itself may call; None for a coroutine's."""
+    return None if is_coroutine(handler) else handler

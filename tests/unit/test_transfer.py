@@ -2,6 +2,7 @@
 """virtio.preadv and pwritev, and batches of a queue: no KVM, no guest."""
 # ruff: noqa: RUF012 - queues are written as users write them
 
+import contextlib
 import errno
 import os
 import signal
@@ -500,6 +501,45 @@ def test_a_batch_is_collected() -> None:
         drv.device.process()
         drv.requests.collect()
         assert sent[0].done
+
+
+def test_chains_that_went_back_are_found_by_the_loop_outside() -> None:
+    """Nobody notifies of them."""
+    raised: list[bytes] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            seen.append(chain.read())
+            if len(raised) < fails:
+                with contextlib.suppress(KeyError):
+                    for other in queue:
+                        raised.append(other.read())
+                        raise KeyError
+
+    fails = 0
+    with drive(body) as drv:
+        warm(drv)
+        fails = 2
+        offer(drv, 4)
+        drv.requests.notify()
+        assert raised == [b"B", b"C"]
+        assert b"".join(seen) == b"ABCD"
+        assert drv.requests.in_flight == 0
+
+
+def test_a_chain_that_is_kept_is_not_used_again() -> None:
+    kept: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        kept.extend(queue)
+
+    with drive(body) as drv:
+        for _ in range(3):
+            offer(drv, 20)
+            drv.requests.notify()
+            drv.requests.wait_all()
+        assert len(set(map(id, kept))) == 60
+        assert all("pushed" in repr(chain) for chain in kept)
 
 
 def test_names() -> None:
