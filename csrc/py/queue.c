@@ -23,29 +23,30 @@
 #define AHEAD  (3 * BATCH) /* a batch, and what could not go back */
 #define BUDGET 4096 /* chains that a worker takes before it looks around */
 
+/* What each request touches comes first: after an exit caches are cold. */
 struct queue {
     PyObject_HEAD
     struct state *state; /* of the module: its type keeps that */
     struct virtio *virtio;
-    PyObject *name;
     PyObject *handler; /* or NULL */
     unsigned index;
-    unsigned room; /* chains that the next batch may have: doubles */
-    unsigned next, end;
-    struct chain *ahead[AHEAD]; /* [next .. end) are still to be handed out */
+    unsigned room;      /* chains that the next batch may have: doubles */
+    unsigned next, end; /* of `ahead`: still to be handed out */
     unsigned dones;
-    struct chain *done[BATCH];
     unsigned spares;
-    struct chain *spare[BATCH]; /* to be used again */
-    unsigned loops;             /* alive */
-    struct loop *idle;          /* one to be used again, or NULL */
+    unsigned loops; /* alive */
     unsigned budget;
+    struct loop *idle; /* one to be used again, or NULL */
+    uint64_t round;    /* handlers that failed: loops from before are void */
+    uint64_t returns;  /* how often chains went back */
+    bool refilling;    /* a thread is at it */
+    bool busy;         /* work() runs */
+    bool again;        /* and was called meanwhile */
+    struct chain *done[BATCH];
+    struct chain *spare[BATCH]; /* to be used again */
+    struct chain *ahead[AHEAD];
+    PyObject *name;
     uint64_t faults;
-    uint64_t returns; /* how often chains went back */
-    uint64_t round;   /* handlers that failed: loops from before are void */
-    bool refilling;   /* a thread is at it */
-    bool busy;        /* work() runs */
-    bool again;       /* and was called meanwhile */
 };
 
 struct loop {
@@ -63,14 +64,14 @@ struct loop {
 /* -- the three things that are done with chains ---------------------------- */
 
 struct exchange {
-    struct chain *push[BATCH];
     unsigned pushes;
-    struct chain *unpop[AHEAD + BATCH]; /* in the order they were popped */
-    unsigned unpops;                    /* left there: it could not be */
-    struct chain *pop[BATCH];
+    unsigned unpops; /* left there: it could not be */
     unsigned room;
     unsigned popped;
     int err; /* of popping */
+    struct chain *push[BATCH];
+    struct chain *pop[BATCH];
+    struct chain *unpop[AHEAD + BATCH]; /* in the order they were popped */
 };
 
 /* (locked) No Python here: the GIL may be elsewhere. */
