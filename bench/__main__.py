@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from . import create, exits, many, net, reload, rng, start, vsock
+from . import blk, create, exits, many, net, reload, rng, start, virtio, vsock
 from .table import HEAD, Row, line
 
 BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
@@ -23,6 +23,8 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "rng": rng.requests,
     "vsock": vsock.streams,
     "net": net.frames,
+    "virtio": virtio.requests,
+    "blk": blk.requests,
     "reload": reload.reload,
     "idle": many.idle,
     "scale": many.scale,

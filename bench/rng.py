@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,12 @@ from time import perf_counter_ns
 import pyvmm
 from pyvmm import _vmm
 
+from . import qemu
 from .measure import Figure, Step, ratio
 from .table import Row
 
 ROOT = Path(__file__).parent.parent
 GUEST = ROOT / "build/guest/bench-rng.elf"
-QEMU = "qemu-system-x86_64"
 
 # Bytes of a request, and how many requests a run makes.
 SIZES = {1: 1000, 64: 1000, 4096: 500, 65536: 100, 1 << 20: 10}
@@ -54,22 +52,8 @@ def in_pyvmm(size: int, count: int, notify: str) -> float:
 
 
 def in_qemu(size: int, count: int) -> float:
-    command = [
-        QEMU, "-M", "microvm,accel=kvm,pic=off,pit=off,rtc=off",
-        "-cpu", "host", "-m", "16", "-nodefaults", "-no-user-config",
-        "-display", "none", "-global", "virtio-mmio.force-legacy=false",
-        "-device", "virtio-rng-device",
-        "-chardev", "stdio,id=c,signal=off",
-        "-device", "isa-debugcon,iobase=0xe9,chardev=c",
-        "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
-        "-kernel", str(GUEST), "-append", words(size, count),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60
-    )
-    if done.returncode != 1:  # 2 * status + 1
-        raise RuntimeError(f"{QEMU}: {done.stderr.decode()}")
-    return cycles(done.stdout, size, count)
+    output = qemu.run(GUEST, words(size, count), "-device", "virtio-rng-device")
+    return cycles(output, size, count)
 
 
 def size_text(size: int) -> str:
@@ -99,13 +83,9 @@ def tsc_hz() -> float:
 
 
 def requests(effort: float) -> Iterator[Row]:
-    has_qemu = shutil.which(QEMU) is not None
+    has_qemu = qemu.found()
     if not has_qemu:
-        yield Row(
-            "virtio-rng, against QEMU microvm",
-            note="no QEMU: apt-get install --no-install-recommends "
-            "qemu-system-x86",
-        )
+        yield Row("virtio-rng, against QEMU microvm", note=qemu.MISSING)
     hz = tsc_hz()
     rounds = max(5, round(25 * effort))
     for size, n in SIZES.items():
