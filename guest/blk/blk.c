@@ -25,6 +25,7 @@
 #include <interrupt.h>
 #include <smp.h>
 
+#define CPUS_MAX      8
 #define DEPTH_MAX     16
 #define PIECE_MAX     128 /* sectors */
 #define CAUSE_CHANGED 2
@@ -38,6 +39,7 @@ struct worker {
     struct virtqueue vq;
     struct blk_request request[DEPTH_MAX];
     unsigned char data[DEPTH_MAX][PIECE_MAX * BLK_SECTOR];
+    unsigned char stack[8192];
     uint64_t from, to, sectors; /* to be copied */
     const char *volatile problem;
     volatile bool done;
@@ -125,7 +127,7 @@ copy_all(uint32_t sectors, uint64_t from, uint64_t to, unsigned cpus)
     }
     worker[cpus - 1].sectors += sectors % cpus;
     for (unsigned id = 1; id < cpus; id++)
-        if (!cpu_start(id, copy))
+        if (!cpu_start(id, worker[id].stack, sizeof(worker[id].stack), copy))
             return "no vCPU can be started";
     copy(0);
     for (unsigned id = 0; id < cpus; id++) {

@@ -4,14 +4,14 @@
 #define GUEST_SMP_H
 
 #include <stdbool.h>
-
-#define CPUS_MAX 8
+#include <stddef.h>
 
 /*
- * Starts the vCPU with this APIC id, 1 to CPUS_MAX - 1: it calls run(id) on a
- * stack of its own, interrupts off, and halts when that returns. Waits until it
- * has begun. False: in ring 3, or there is no RAM below 1 MiB to start in.
+ * Starts the vCPU with this APIC id, not one's own: it calls run(id) with
+ * interrupts off, on a stack of `size` bytes from `stack` on, and halts when
+ * that returns. Waits until it has begun. False: in ring 3, or there is no RAM
+ * below 1 MiB for it to start in.
  */
-bool cpu_start(unsigned id, void (*run)(unsigned id));
+bool cpu_start(unsigned id, void *stack, size_t size, void (*run)(unsigned id));
 
 #endif

@@ -6,9 +6,8 @@
 
 #ifdef __i386__
 
-#define STACK_SIZE 8192
-#define PAGE       4096U
-#define LOW_END    0xa0000U
+#define PAGE    4096U
+#define LOW_END 0xa0000U
 
 #define LAPIC_SPURIOUS 0xfee000f0
 #define LAPIC_ENABLED  0x100
@@ -22,10 +21,9 @@ extern const char ap_begin[], ap_end[];
 extern const char gdt_pointer[6];
 extern char ap_gdt[6];
 
-static unsigned char stacks[CPUS_MAX][STACK_SIZE] __attribute__((aligned(16)));
 static void (*volatile to_run)(unsigned id);
 static volatile unsigned starting;
-unsigned char *volatile ap_stack;
+void *volatile ap_stack; /* its end */
 
 void ap_main(void) __attribute__((noreturn));
 
@@ -59,17 +57,16 @@ low_page(void)
 }
 
 bool
-cpu_start(unsigned id, void (*run)(unsigned id))
+cpu_start(unsigned id, void *stack, size_t size, void (*run)(unsigned id))
 {
     uint32_t page = low_page();
 
-    assert(id > 0 && id < CPUS_MAX);
     if (!page)
         return false;
     memcpy((void *)page, ap_begin, (size_t)(ap_end - ap_begin));
     memcpy((void *)(page + (uint32_t)(ap_gdt - ap_begin)), gdt_pointer,
            sizeof(gdt_pointer));
-    ap_stack = stacks[id] + STACK_SIZE;
+    ap_stack = (void *)(((uintptr_t)stack + size) & ~15UL);
     to_run = run;
     starting = id;
     write32(LAPIC_SPURIOUS, read32(LAPIC_SPURIOUS) | LAPIC_ENABLED);
@@ -85,9 +82,9 @@ cpu_start(unsigned id, void (*run)(unsigned id))
 #else
 
 bool
-cpu_start(unsigned id, void (*run)(unsigned id))
+cpu_start(unsigned id, void *stack, size_t size, void (*run)(unsigned id))
 {
-    (void)id, (void)run;
+    (void)id, (void)stack, (void)size, (void)run;
     return false;
 }
 
