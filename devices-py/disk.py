@@ -24,6 +24,7 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 from pyvmm import virtio
@@ -116,6 +117,7 @@ class FileDisk(Disk):
         self.readonly = readonly
         self.lock = lock
         self.lost: OSError | None = None
+        self._at_work = Lock()
         if isinstance(source, str | os.PathLike):
             self.path = os.path.abspath(os.fspath(source))
         self.open()
@@ -168,15 +170,24 @@ class FileDisk(Disk):
             ) from None
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0 and self.path:
-            os.close(fd)
-        elif fd >= 0 and self.lock:
-            with contextlib.suppress(OSError):  # its owner may have closed it
-                self._set_lock(fd, fcntl.F_UNLCK)
+        # A device may be taken off while it works, and then the number is
+        # another file's. Transfers are no concern: they hold the queue.
+        with self._at_work:
+            fd, self.fd = self.fd, -1
+            if fd >= 0 and self.path:
+                os.close(fd)
+            elif fd >= 0 and self.lock:
+                with contextlib.suppress(OSError):  # its owner closed it
+                    self._set_lock(fd, fcntl.F_UNLCK)
+
+    def _file(self) -> int:
+        if self.fd < 0:
+            raise OSError(errno.EBADF, f"{self} was closed")
+        return self.fd
 
     def __del__(self) -> None:
-        self.close()
+        if self.fd >= 0:
+            self.close()
 
     def size(self) -> int:
         return os.lseek(self.fd, 0, os.SEEK_END)
@@ -186,33 +197,36 @@ class FileDisk(Disk):
             os.ftruncate(self.fd, max(size, self.size()))
 
     def preadv(self, chains: Sequence[virtio.Chain], at: int) -> int:
-        return virtio.preadv(self.fd, chains, at, 1)
+        return virtio.preadv(self._file(), chains, at, 1)
 
     def pwritev(self, chains: Sequence[virtio.Chain], at: int) -> int:
-        return virtio.pwritev(self.fd, chains, at)
+        return virtio.pwritev(self._file(), chains, at)
 
     def flush(self) -> None:
         if self.lost is not None:
             raise self.lost
-        try:
-            os.fdatasync(self.fd)
-        except OSError as exc:
-            self.lost = exc
-            raise
+        with self._at_work:
+            try:
+                os.fdatasync(self._file())
+            except OSError as exc:
+                self.lost = exc
+                raise
 
     def discard(self, at: int, size: int) -> None:
         # A file that cannot have holes keeps its bytes, which is allowed.
-        self._allocate(PUNCH_HOLE | KEEP_SIZE, at, size)
+        with self._at_work:
+            self._allocate(PUNCH_HOLE | KEEP_SIZE, at, size)
 
     def write_zeroes(self, at: int, size: int, unmap: bool) -> None:
-        if unmap and self._allocate(PUNCH_HOLE | KEEP_SIZE, at, size):
-            return
-        if self._allocate(ZERO_RANGE, at, size):
-            return
-        zeros = bytes(min(size, PIECE))
-        end = at + size
-        while at < end:
-            at += os.pwrite(self.fd, zeros[: end - at], at)
+        with self._at_work:
+            if unmap and self._allocate(PUNCH_HOLE | KEEP_SIZE, at, size):
+                return
+            if self._allocate(ZERO_RANGE, at, size):
+                return
+            zeros = bytes(min(size, PIECE))
+            end = at + size
+            while at < end:
+                at += os.pwrite(self._file(), zeros[: end - at], at)
 
     def _allocate(self, mode: int, at: int, size: int) -> bool:
         """fallocate(2), which `os` has not; False: not with this file."""
@@ -220,7 +234,7 @@ class FileDisk(Disk):
 
         libc = ctypes.CDLL(None, use_errno=True)
         place = ctypes.c_int64(at), ctypes.c_int64(size)
-        while libc.fallocate(self.fd, mode, *place):
+        while libc.fallocate(self._file(), mode, *place):
             code = ctypes.get_errno()
             if code in NOT_THIS_FILE:
                 return False

@@ -197,6 +197,31 @@ def test_the_file_is_free_again(path: Path) -> None:
         Blk(path).detached()
 
 
+def test_taken_off_while_it_works(path: Path) -> None:
+    """No handler is cut short, and nobody sees an exception."""
+    with pyvmm.Machine(strict=False) as m:
+        blk = m.attach(Blk(path))
+        load(m, "copy=500 piece=1 depth=16")
+        m.start(timeout=20)
+        while not blk.native.notifications:
+            pass
+        m.detach(blk)
+        m.pause()
+    assert blk.errors <= 1
+
+
+def test_new_code_while_the_guest_waits(path: Path) -> None:
+    with pyvmm.Machine() as m:
+        blk = m.attach(Blk(path))
+        load(m, "resize mode=irq")
+        m.start(timeout=20)
+        m.console.expect("waiting\n", timeout=20)
+        m.reload(blk)
+        blk.resize(2000 * SECTOR)
+        assert m.wait(20).status == 0
+    assert "now 2000 sectors" in m.console.text
+
+
 def test_from_a_shell(path: Path, tmp_path: Path) -> None:
     device = tmp_path / "disk.py"
     device.write_text(

@@ -122,6 +122,20 @@ def test_a_file_is_opened_again(path: Path, monkeypatch) -> None:
     del other
 
 
+def test_closed_while_it_works(path: Path) -> None:
+    """As a device that is taken off while the guest runs finds it."""
+    device = Blk(path)
+    with requests(device).drv as drv:
+        blk = Requests(drv)
+        device.detached()
+        assert blk.read(0) == IOERR
+        assert blk.write(0, bytes(SECTOR)) == IOERR
+        assert blk.flush() == IOERR
+        assert blk.discard((0, 1, 0)) == IOERR
+        assert blk.zero((0, 1, 0)) == IOERR
+        assert "was closed" in str(device.error)
+
+
 def test_nobody_is_left_behind(path: Path) -> None:
     """A disk that goes closes its file."""
     before = os.listdir("/proc/self/fd")
