@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .counter import Counter as Counter
     from .debug_console import DebugConsole as DebugConsole
     from .debug_exit import DebugExit as DebugExit
+    from .faults import faulty as faulty
     from .fw_cfg import FwCfg as FwCfg
     from .hasher import Hasher as Hasher
+    from .host_calls import HostCalls as HostCalls
     from .i8042 import I8042 as I8042
     from .net import Net as Net
     from .net_switch import Switch as Switch
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .pci_host import PciHost as PciHost
     from .pm_timer import PmTimer as PmTimer
     from .post import PostCodes as PostCodes
+    from .regex import Regex as Regex
     from .rtc import Rtc as Rtc
     from .serial import Serial as Serial
     from .vsock import Vsock as Vsock
@@ -40,13 +43,16 @@ _HOME = {
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
     "FwCfg": "fw_cfg",
+    "faulty": "faults",
     "Hasher": "hasher",
+    "HostCalls": "host_calls",
     "I8042": "i8042",
     "Net": "net",
     "PC": "pc",
     "PciHost": "pci_host",
     "PmTimer": "pm_timer",
     "PostCodes": "post",
+    "Regex": "regex",
     "Rtc": "rtc",
     "Serial": "serial",
     "Switch": "net_switch",
