@@ -146,7 +146,7 @@ def choose(
     return lambda number: dice.random() < chance
 
 
-def twin(cls: type) -> type:
+def twin(cls: Any) -> type:
     """A class like that one, whose devices misbehave."""
     names: dict[str, object] = {"__doc__": cls.__doc__, "size": cls.size}
     if issubclass(cls, virtio.Device):
@@ -280,10 +280,10 @@ class FaultyQueue:
 
     def batches(self) -> Iterator[list[virtio.Chain]]:
         """Requests one by one, since each may go wrong."""
-        return Batches(self._device, self._queue, self._where)
+        return Batches(Turns(self._device, self._queue, self._where))
 
 
-class Turns:
+class Turns(Iterator[virtio.Chain]):
     """`for chain in queue`, and what goes wrong between two turns.
 
     No generator: the queue's own loop must see how the handler's ends, be it
@@ -296,10 +296,7 @@ class Turns:
         self._where = where
         self._now: tuple[str, virtio.Chain] | None = None
 
-    def __iter__(self) -> Iterator[virtio.Chain]:
-        return self
-
-    def __next__(self) -> Any:
+    def __next__(self) -> virtio.Chain:
         if self._now is not None:
             (kind, chain), self._now = self._now, None
             self._spoil(kind, chain)
@@ -333,8 +330,11 @@ class Turns:
                 at -= len(part)
 
 
-class Batches(Turns):
+class Batches(Iterator[list[virtio.Chain]]):
     """The same for queue.batches()."""
 
-    def __next__(self) -> Any:
-        return [super().__next__()]
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def __next__(self) -> list[virtio.Chain]:
+        return [next(self._turns)]

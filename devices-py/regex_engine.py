@@ -8,8 +8,8 @@ one: a look-up for each byte, no backtracking. Bytes, not characters.
     pattern     alternatives, with | between them
     alternative repeats in a row
     repeat      atom, then nothing, * + ? {m} {m,} or {m,n}
-    atom        a byte, . (any but newline), [a-z] [^a-z], \\\\d \\\\w \\\\s and their
-                opposites, \\\\xHH, an escaped byte, (pattern)
+    atom        a byte, . (any but newline), [a-z] [^a-z], \\d \\w \\s and
+                their opposites, \\xHH, an escaped byte, (pattern)
 
 ^ at the very beginning and $ at the very end are the ends of the text.
 """
