@@ -11,8 +11,8 @@ one of its own.
 
 It ends when the guest does. Started by root it becomes `nobody`, who must be
 allowed to make files in that folder. The guest gets the host's address and
-default route by DHCP; the host itself is at the address of the gateway. passt offers
-an MTU of 65520: say `Net(stream=..., mtu=65520)`, or `passt --mtu 1500`.
+default route by DHCP; the host itself is at the address of the gateway. passt
+offers an MTU of 65520: say `Net(stream=..., mtu=65520)`, or `passt --mtu 1500`.
 
 What goes over the socket is frames, each behind its length in 4 bytes, the
 highest first: passt and QEMU's `-netdev stream` agree on that. Two machines in
