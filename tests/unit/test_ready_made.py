@@ -20,7 +20,7 @@ assert ours == {"pyvmm.devices.serial"}, ours
 @pytest.mark.parametrize("name", pyvmm.devices.__all__)
 def test_names(name) -> None:
     cls = getattr(pyvmm.devices, name)
-    if name != "Switch":  # which connects some
+    if name not in ("Switch", "faulty"):  # for others
         kinds = (pyvmm.Device, pyvmm.virtio.Device, pyvmm.Machine)
         assert issubclass(cls, kinds)
     assert name in dir(pyvmm.devices)
