@@ -27,6 +27,7 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "",
         [
             ("pyvmm", "Machine"),
+            ("pyvmm", "Snapshot"),
             ("pyvmm.console", "Console"),
         ],
     ),

@@ -20,6 +20,7 @@ Importing does nothing: each name is loaded when it is first used.
     device.py      Device and Irq: what users subclass
     registers.py   Reg: registers that a device declares
     timers.py      after() and every() of devices
+    snapshot.py    Snapshot: a moment to go back to; state.py: of devices
     rng.py         Rng: a native virtio-rng
     virtio/        virtio devices in Python, and a driver side to test them
     native.py      what those two have in common
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .machine import Machine as Machine
     from .registers import Reg as Reg
     from .rng import Rng as Rng
+    from .snapshot import Snapshot as Snapshot
     from .stop import Stop as Stop
 
 # Public name: the module that has it.
@@ -76,6 +78,7 @@ _HOME = {
     "Range": "device",
     "Reg": "registers",
     "Rng": "rng",
+    "Snapshot": "snapshot",
     "StartInfo": "boot.start_info",
     "Stop": "stop",
     "Unsupported": "errors",
@@ -90,6 +93,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Range",
     "Rng",
     "Stop",
+    "Snapshot",
     "Error",
     "GuestError",
     "GuestTimeout",

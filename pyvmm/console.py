@@ -175,6 +175,23 @@ class Console:
         if self._flush is not None:
             self._flush()
 
+    # -- snapshots -----------------------------------------------------------
+
+    def _save(self) -> tuple[_bytes, int, _bytes, int]:
+        """The output, its end, the input, and how far expect() has come."""
+        native = self.native
+        return native.read(), native.end, native.input, self._expect_at
+
+    def _load(self, saved: tuple[_bytes, int, _bytes, int]) -> None:
+        output, end, waiting, expect_at = saved
+        native = self.native
+        with self._lock:
+            if native.end < end:  # a clone's, or one of before
+                native.print(output[len(output) - (end - native.end) :])
+            native.rewind(end, waiting)
+            self._expect_at = min(expect_at, native.end)
+            self._live_at = min(self._live_at, native.end)
+
     # -- input ---------------------------------------------------------------
 
     def send(self, data: str | Buffer) -> None:

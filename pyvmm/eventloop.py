@@ -18,7 +18,7 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from queue import SimpleQueue
     from typing import Any
 
@@ -110,6 +110,26 @@ class LoopWorker(Worker):
             loop.call_soon(self._close)
         else:
             self._close()
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """The loop stands still, unless it is the caller's."""
+        if not self.elsewhere:
+            yield
+            return
+        parked, go = Event(), Event()
+
+        def park() -> None:
+            parked.set()
+            go.wait()
+
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(park)
+        try:
+            parked.wait()
+            yield
+        finally:
+            go.set()
 
     @property
     def elsewhere(self) -> bool:

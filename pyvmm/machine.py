@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from typing_extensions import Buffer
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .debug import Debugger, Point
     from .device import Device
     from .image import Image
+    from .snapshot import Snapshot
     from .stop import Stop
     from .symbols import Address
     from .virtio.device import Device as VirtioDevice
@@ -42,7 +43,7 @@ class Machine:
     """A virtual machine in this process.
 
     `memory`: bytes of RAM, or text such as "16M"; a multiple of 4096. It is
-    at 1 MiB; what exceeds 3 GiB goes on at 4 GiB.
+    at 1 MiB; what exceeds 3 GiB goes on at 4 GiB. Or a `_vmm.Memory`, as it is.
     `cpus`: how many vCPUs; more than one need the irqchip.
     `cmdline`: words for the guest.
     `strict`: an access that nobody claims ends the run with a GuestError;
@@ -67,7 +68,7 @@ class Machine:
 
     def __init__(
         self,
-        memory: int | str = "16M",
+        memory: int | str | _vmm.Memory = "16M",
         *,
         cpus: int = 1,
         cmdline: str = "",
@@ -79,8 +80,11 @@ class Machine:
         boot: Boot | None = None,
     ) -> None:
         self._closed = True  # until it is whole
-        size = parse_size(memory)
-        check_host(size)
+        if isinstance(memory, _vmm.Memory):
+            size = memory.size
+        else:
+            size = parse_size(memory)
+            check_host(size)
         if not isinstance(cpus, int) or cpus < 1:
             raise ValueError(f"cpus {cpus!r} is not 1 or more")
         if cpus > 1 and not irqchip:
@@ -97,9 +101,23 @@ class Machine:
         self._boot_protocol = boot
         self._initrd: bytes | None = None
         self.cmdline = check_cmdline(cmdline)
-        self.memory = _vmm.Memory()
-        for gpa, length in ram_ranges(size):
-            self.memory.add(gpa, length)
+        # What another machine of the same kind is made with.
+        self._options: dict[str, Any] = {
+            "cpus": cpus,
+            "cmdline": cmdline,
+            "strict": strict,
+            "irqchip": irqchip,
+            "pit": pit,
+            "console_irq": console_irq,
+            "boot": boot,
+        }
+        self._at: Snapshot | None = None
+        if isinstance(memory, _vmm.Memory):
+            self.memory = memory
+        else:
+            self.memory = _vmm.Memory()
+            for gpa, length in ram_ranges(size):
+                self.memory.add(gpa, length)
         self._vm: _vmm.VM | None = None
         self._image: Image | None = None
         self._symbols = Symbols()
@@ -445,6 +463,50 @@ class Machine:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+    # -- snapshots -----------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The machine as it is now, to go back to: vCPUs, memory, devices.
+
+        The first one copies the memory that was touched; later ones, children
+        of the one that the machine is at, what was written since. The machine
+        is at the new one from then on. The time stamp counter of the vCPUs and
+        the host's clock go on; timers of devices keep the time that they had
+        left.
+
+        RuntimeError while it runs, ValueError when it has memory that other
+        processes share, Error naming the device that cannot be saved; nothing
+        has changed then.
+        """
+        from .snapshot import take
+
+        return take(self)
+
+    def restore(self, snap: Snapshot) -> None:
+        """Put the machine back into the state of a snapshot of its tree.
+
+        Copies what was written since, in place. Output of the console that
+        came later is forgotten. Queues are looked at again when it runs.
+        RuntimeError while it runs, ValueError when the snapshot is of another
+        machine or other devices are attached now.
+        """
+        from .snapshot import restore
+
+        restore(self, snap)
+
+    def clone(self, n: int = 1) -> list[Machine]:
+        """`n` more machines of the same state, for any thread to run.
+
+        They share its memory until they write to it, and cost what they write.
+        Devices are copied as a snapshot does; one with a clone() of its own
+        makes its twin itself. Their consoles keep what they print. What the
+        guest has got of entropy it has in all of them: tell it, if it matters.
+        Raises as snapshot() does.
+        """
+        from .snapshot import clone
+
+        return clone(self, n)
 
     # -- debugging -----------------------------------------------------------
 

@@ -15,7 +15,7 @@ from types import MethodType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # Of one device. What a guest writes may start timers: it must not be able to
 # fill the host's memory with them.
@@ -150,6 +150,34 @@ class Timers:
             call = timer.call
             if isinstance(call, MethodType) and call.__self__ is device:
                 timer.call = getattr(device, call.__name__, call)
+
+    def save(self) -> list[tuple[Timer, int]]:
+        """The timers that are pending, and how long they still have."""
+        now = self._now()
+        with self._lock:
+            return [
+                (timer, max(0, due - now))
+                for due, _, timer in sorted(self._heap)
+                if timer.pending
+            ]
+
+    def load(self, saved: Iterable[tuple[Timer, int]]) -> None:
+        """Let just these be pending, each for as long as it had then."""
+        now = self._now()
+        with self._lock:
+            for _, _, timer in self._heap:
+                timer.pending = False
+            self._heap.clear()
+            self._count.clear()
+            self._cancelled = 0
+            for timer, left in saved:
+                timer.pending = True
+                timer.due_ns = now + left
+                count = self._count.get(id(timer.device), 0)
+                self._count[id(timer.device)] = count + 1
+                self._push(timer)
+        if not self._running:
+            self.arm()
 
     def next_ns(self) -> int:
         """When the next one is due, 0: none."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .eventloop import LoopThread
     from .machine import Machine
-    from .timers import Timers
+    from .timers import Timer, Timers
     from .worker import Worker
 
 MMIO_BASE = 0xD000_0000
@@ -132,6 +132,7 @@ class Wiring:
         self.vm: _vmm.VM | None = None
         self._timers: Timers | None = None
         self._placing: list[Slot] = []
+        self._unpolled: list[_vmm.VirtioMMIO] = []  # since a restore
         self._loop: AbstractEventLoop | None = None  # of run_async()
         self._loop_thread: LoopThread | None = None  # for run()
 
@@ -417,6 +418,10 @@ class Wiring:
 
     def begin(self) -> None:
         """The machine is about to run: workers go on after exceptions."""
+        while self._unpolled:
+            native = self._unpolled.pop()
+            if not native.closed:
+                native.process()
         for slot in self.slots:
             worker = slot.hired
             if worker is None:
@@ -445,6 +450,28 @@ class Wiring:
         if self._loop_thread is None:
             self._loop_thread = LoopThread("event loop")
         return self._loop_thread.loop
+
+    # -- snapshots -----------------------------------------------------------
+
+    def save_timers(self) -> list[tuple[Timer, int]]:
+        """Those that are pending, and how long they still have."""
+        return [] if self._timers is None else self._timers.save()
+
+    def load_timers(self, saved: list[tuple[Timer, int]]) -> None:
+        """Let just these be pending."""
+        if saved or self._timers is not None:
+            self.timers.load(saved)
+
+    def poll_again(self) -> None:
+        """What is in the queues is worked on, though nobody notifies."""
+        for slot in self.slots:
+            native = slot.bus_device
+            if not isinstance(native, _vmm.VirtioMMIO):
+                continue
+            if slot.threaded:
+                os.eventfd_write(native.doorbell_fd, 1)
+            else:
+                self._unpolled.append(native)
 
     # -- disconnecting -------------------------------------------------------
 

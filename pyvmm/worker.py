@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import os
 import select
-from threading import RLock, Thread, get_ident
+from contextlib import contextmanager
+from threading import Event, RLock, Thread, get_ident
 from time import monotonic_ns
 
 from .timers import Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ._vmm import VirtioMMIO
 
@@ -166,6 +167,11 @@ class Worker:
             if getattr(watch.call, "__self__", None) is device:
                 watch.call = getattr(device, called(watch.call), watch.call)
 
+    def watches(self, device: object) -> list[Watch]:
+        """Those of a device, active or paused."""
+        with self._lock:
+            return [w for w in self._watches.values() if w.device is device]
+
     def _update(self, fd: int) -> None:
         """Tell the kernel what is wanted of a descriptor."""
         mask = 0
@@ -238,6 +244,11 @@ class Worker:
         if due_ns and self._polling != get_ident():
             self.wake()
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """No call is made meanwhile, and none is at work."""
+        yield
+
     def resume(self) -> None:
         """The machine is run again: what stood still since an exception."""
 
@@ -277,6 +288,8 @@ class ThreadWorker(Worker):
         self._serve = serve
         self._stopping = False
         self._failed = False
+        self._parking = False  # somebody wants it to stand still
+        self._parked, self._go = Event(), Event()
         self._thread = Thread(
             target=self._run, name=f"pyvmm {name}", daemon=True
         )
@@ -290,6 +303,10 @@ class ThreadWorker(Worker):
             self._close()
 
     def _turn(self) -> None:
+        if self._parking:
+            self._parked.set()
+            self._go.wait()
+            return
         if self._failed:
             select.select([self._wake_fd], [], [])
             os.eventfd_read(self._wake_fd)
@@ -307,6 +324,23 @@ class ThreadWorker(Worker):
             exc.add_note(f"on the worker thread of {self.name}")
             self._failed = True
             self._fail(exc)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The thread waits until this is over."""
+        if self._stopping or self._thread.ident == get_ident():
+            yield
+            return
+        self._parked.clear()
+        self._go.clear()
+        self._parking = True
+        try:
+            self.wake()
+            self._parked.wait()
+            yield
+        finally:
+            self._parking = False
+            self._go.set()
 
     @property
     def elsewhere(self) -> bool:

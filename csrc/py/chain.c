@@ -24,6 +24,18 @@ chain_new(struct state *state, PyObject *owner, struct memory *memory,
     return self;
 }
 
+void
+chain_of(struct chain *chain, struct virtio *virtio, unsigned queue)
+{
+    chain->virtio = virtio;
+    chain->queue = queue;
+    chain->next = virtio->chains;
+    chain->at = &virtio->chains;
+    if (chain->next)
+        chain->next->at = &chain->next;
+    virtio->chains = chain;
+}
+
 PyObject *
 chain_popped(struct chain *chain, int answer)
 {
@@ -122,6 +134,11 @@ chain_dealloc(PyObject *op)
     PyObject_GC_UnTrack(op);
     if (self->deferred && !self->pushed && self->virtio && self->virtio->open)
         complete_forgotten(self);
+    if (self->at) {
+        *self->at = self->next;
+        if (self->next)
+            self->next->at = self->at;
+    }
     vmm_chain_fini(&self->chain);
     if (self->memory)
         memory_release(self->memory);

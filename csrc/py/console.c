@@ -349,12 +349,56 @@ console_flush(PyObject *op, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(
+    console_rewind_doc,
+    "rewind($self, end, input, /)\n--\n\n"
+    "Forget output behind position `end`; let `input` be what waits.\n\n"
+    "For going back to a snapshot. What went to out_fd stays there. "
+    "Raises MemoryError.");
+
+static PyObject *
+console_rewind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct vmm_console *con = &((struct console *)op)->con;
+    Py_buffer in;
+    uint64_t end;
+    int err;
+
+    if (arguments("rewind", nargs, 2) ||
+        as_uint(args[0], "end", UINT64_MAX, &end) ||
+        PyObject_GetBuffer(args[1], &in, PyBUF_SIMPLE))
+        return NULL;
+    err = vmm_console_rewind(con, end, in.buf, (size_t)in.len);
+    PyBuffer_Release(&in);
+    if (err)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+console_get_input(PyObject *op, void *closure)
+{
+    struct vmm_console *con = &((struct console *)op)->con;
+    size_t room = vmm_console_waiting(con, NULL, 0), got;
+    PyObject *ret = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
+
+    (void)closure;
+    if (!ret)
+        return NULL;
+    got = vmm_console_waiting(con, PyBytes_AS_STRING(ret), room);
+    if (got < room) /* a guest that runs has taken some */
+        _PyBytes_Resize(&ret, (Py_ssize_t)got);
+    return ret;
+}
+
 static PyMethodDef console_methods[] = {
     {"read", (PyCFunction)(void (*)(void))console_read,
      METH_VARARGS | METH_KEYWORDS, console_read_doc},
     {"print", console_print, METH_O, console_print_doc},
     {"send", console_send, METH_O, console_send_doc},
     {"flush", console_flush, METH_NOARGS, console_flush_doc},
+    {"rewind", (PyCFunction)(void (*)(void))console_rewind, METH_FASTCALL,
+     console_rewind_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -379,6 +423,7 @@ static PyGetSetDef console_getset[] = {
     {"dropped", console_get_dropped, NULL,
      "How many bytes were forgotten: the position of the oldest one kept.",
      NULL},
+    {"input", console_get_input, NULL, "The input that waits, as bytes.", NULL},
     {"waiting", console_get_waiting, NULL,
      "Bytes of input that the guest did not take yet.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -68,8 +68,7 @@ take(struct virtio *virtio, unsigned index, uint64_t room, uint64_t most,
                           &dev->queue[index], &dev->lock);
         if (!chain)
             return -1;
-        chain->virtio = virtio;
-        chain->queue = index;
+        chain_of(chain, virtio, index);
         answer = pop(virtio, index, &chain->chain);
         chain->deferred = answer > 0;
         if (answer == -ENOMEM)

@@ -3,6 +3,7 @@
 #include <endian.h>
 #include <string.h>
 
+#include "../vmm/snap.h"
 #include "py.h"
 
 /* -- users ----------------------------------------------------------------- */
@@ -10,6 +11,7 @@
 static void
 free_ram(struct memory *self)
 {
+    vmm_snap_leave(&self->mem);
     vmm_mem_fini(&self->mem);
 }
 
@@ -53,9 +55,18 @@ struct view {
     struct memory *memory;
     void *hva;
     Py_ssize_t len;
-    uint64_t gpa;
     bool readonly;
+    struct view *next; /* of the writable ones that are alive */
+    struct view **at;  /* what points to this one, or NULL */
 };
+
+/* Whoever has a writable view may write at any moment, and says nothing. */
+void
+memory_mark_views(struct memory *memory)
+{
+    for (const struct view *view = memory->views; view; view = view->next)
+        vmm_mem_mark_hva(&memory->mem, view->hva, (uint64_t)view->len);
+}
 
 static int
 view_getbuffer(PyObject *op, Py_buffer *buf, int flags)
@@ -72,9 +83,15 @@ view_dealloc(PyObject *op)
     struct view *self = (struct view *)op;
     PyTypeObject *type = Py_TYPE(op);
 
-    if (self->memory) {
-        memory_release(self->memory);
+    if (self->at) {
+        /* What was written since the last look would be forgotten. */
+        vmm_mem_mark_hva(&self->memory->mem, self->hva, (uint64_t)self->len);
+        *self->at = self->next;
+        if (self->next)
+            self->next->at = self->at;
     }
+    if (self->memory)
+        memory_release(self->memory);
     type->tp_free(op);
     Py_DECREF(type);
 }
@@ -108,6 +125,13 @@ memory_view(struct state *state, struct memory *memory, void *hva,
     view->hva = hva;
     view->len = len;
     view->readonly = readonly;
+    if (!readonly) {
+        view->next = memory->views;
+        view->at = &memory->views;
+        if (view->next)
+            view->next->at = &view->next;
+        memory->views = view;
+    }
     ret = PyMemoryView_FromObject((PyObject *)view);
     Py_DECREF(view);
     return ret;

@@ -215,6 +215,7 @@ static const struct {
 } types[] = {
     {offsetof(struct state, kvm_type), &kvm_spec},
     {offsetof(struct state, memory_type), &memory_spec},
+    {offsetof(struct state, snapshot_type), &snapshot_spec},
     {offsetof(struct state, view_type), &view_spec},
     {offsetof(struct state, bus_type), &bus_spec},
     {offsetof(struct state, vm_type), &vm_spec},

@@ -52,6 +52,7 @@ struct state {
     PyTypeObject *loop_type;
     PyTypeObject *virtio_type;
     PyTypeObject *rng_type;
+    PyTypeObject *snapshot_type;
     PyObject *short_error; /* exceptions */
     PyObject *stale_error;
 };
@@ -112,7 +113,8 @@ extern unsigned fork_generation;
 struct memory {
     PyObject_HEAD
     struct vmm_mem mem;
-    Py_ssize_t users; /* VMs, devices and views */
+    Py_ssize_t users;   /* VMs, devices and views */
+    struct view *views; /* the writable ones */
     bool closed;
 };
 
@@ -124,6 +126,8 @@ struct memory *memory_check(struct state *state, PyObject *arg);
 /* Takes a reference as a user of the RAM, and gives it back. */
 void memory_hold(struct memory *memory);
 void memory_release(struct memory *memory);
+/* Pages that writable views see are dirty: before anyone asks for dirty ones */
+void memory_mark_views(struct memory *memory);
 /*
  * A memoryview of host memory that lies in `memory`, which it keeps alive.
  */
@@ -344,10 +348,12 @@ struct chain {
     uint64_t at_write;
     uint32_t written; /* what complete() reports */
     bool pushed;
-    bool returned; /* to the queue, not worked on */
-    bool deferred; /* whoever iterates does not complete it */
-    bool finished; /* its turn in the loop is over */
-    bool lacking;  /* it raised ShortChain */
+    bool returned;      /* to the queue, not worked on */
+    bool deferred;      /* whoever iterates does not complete it */
+    bool finished;      /* its turn in the loop is over */
+    bool lacking;       /* it raised ShortChain */
+    struct chain *next; /* of the device's, and what points to this one */
+    struct chain **at;
 };
 
 /* For a queue's pop: an empty chain, and what pop makes of it and the core's
@@ -365,6 +371,8 @@ PyObject *chain_pushed(struct chain *chain, uint32_t written, int answer);
 bool chain_alive(struct chain *chain);
 /* For one that is not: why, as an exception; NULL. */
 PyObject *chain_raise_stale(struct chain *chain);
+/* It is one of this device's queue. */
+void chain_of(struct chain *chain, struct virtio *virtio, unsigned queue);
 /* As new, for another pop: nobody else has it. */
 void chain_renew(struct chain *chain);
 
@@ -386,7 +394,8 @@ struct virtio {
     int (*service)(PyObject *self);
     /* Queues that Python has made, or NULL; borrowed, they see to that. */
     struct queue *queue[VMM_VIRTIO_MMIO_MAX_QUEUES];
-    bool open;     /* made, and not closed */
+    struct chain *chains; /* all there are, in flight or not */
+    bool open;            /* made, and not closed */
     bool forgiven; /* what a handler raises is the guest's fault (queue.c) */
 };
 
@@ -429,5 +438,15 @@ extern PyType_Spec queue_spec;
 extern PyType_Spec loop_spec;
 extern PyType_Spec virtio_spec;
 extern PyType_Spec rng_spec;
+
+/* -- snapshot.c ------------------------------------------------------------ */
+
+extern PyType_Spec snapshot_spec;
+
+/* Methods of VM, with their docstrings. */
+extern const char vm_snapshot_doc[];
+PyObject *vm_snapshot(PyObject *op, PyObject *ignored);
+extern const char vm_restore_doc[];
+PyObject *vm_restore(PyObject *op, PyObject *snapshot);
 
 #endif

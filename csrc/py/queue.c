@@ -238,8 +238,7 @@ provide(struct queue *self, struct exchange *todo)
             recycle(self, todo->pop, todo->room);
             return -1;
         }
-        chain->virtio = virtio;
-        chain->queue = self->index;
+        chain_of(chain, virtio, self->index);
         todo->pop[todo->room++] = chain;
     }
     return 0;

@@ -432,6 +432,8 @@ static PyMethodDef vm_methods[] = {
      METH_VARARGS | METH_KEYWORDS, remove_ioeventfd_doc},
     {"fileno", vm_fileno, METH_NOARGS, fileno_doc},
     {"close", vm_close, METH_NOARGS, close_doc},
+    {"snapshot", vm_snapshot, METH_NOARGS, vm_snapshot_doc},
+    {"restore", vm_restore, METH_O, vm_restore_doc},
     {NULL, NULL, 0, NULL},
 };
 

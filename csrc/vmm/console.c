@@ -153,6 +153,44 @@ vmm_console_end(struct vmm_console *con)
     return end;
 }
 
+int
+vmm_console_rewind(struct vmm_console *con, uint64_t end, const void *in,
+                   size_t len)
+{
+    uint8_t *fresh = malloc(len + 1);
+
+    if (!fresh)
+        return -ENOMEM;
+    memcpy(fresh, in, len);
+    pthread_mutex_lock(&con->lock);
+    free(con->in);
+    con->in = fresh;
+    con->in_at = 0;
+    con->in_len = len;
+    if (end < con->dropped) {
+        con->dropped = end; /* none of what was there then is left */
+        con->out_len = 0;
+    } else if (end - con->dropped < con->out_len) {
+        con->out_len = (size_t)(end - con->dropped);
+    }
+    con->written = (size_t)vmm_min(con->written, con->out_len);
+    pthread_mutex_unlock(&con->lock);
+    return 0;
+}
+
+size_t
+vmm_console_waiting(struct vmm_console *con, void *buf, size_t len)
+{
+    size_t waiting;
+
+    pthread_mutex_lock(&con->lock);
+    waiting = con->in_len - con->in_at;
+    if (waiting)
+        memcpy(buf, con->in + con->in_at, (size_t)vmm_min(waiting, len));
+    pthread_mutex_unlock(&con->lock);
+    return waiting;
+}
+
 void
 vmm_console_flush(struct vmm_console *con)
 {

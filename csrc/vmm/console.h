@@ -68,6 +68,16 @@ size_t vmm_console_copy(struct vmm_console *con, uint64_t *from, void *buf,
 /* The position behind the last byte printed. */
 uint64_t vmm_console_end(struct vmm_console *con);
 
+/*
+ * Goes back: output behind position `end` is forgotten, though out_fd may have
+ * it, and the input that waits is these bytes. -ENOMEM, and nothing changed.
+ */
+int vmm_console_rewind(struct vmm_console *con, uint64_t end, const void *in,
+                       size_t len);
+
+/* Copies the input that waits, `len` bytes at most. How many there are. */
+size_t vmm_console_waiting(struct vmm_console *con, void *buf, size_t len);
+
 /* Writes what is left to out_fd, whole lines or not. */
 void vmm_console_flush(struct vmm_console *con);
 

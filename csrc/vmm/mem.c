@@ -26,6 +26,7 @@ region_fini(struct vmm_region *region)
     if (region->fd >= 0)
         close(region->fd);
     free(region->dirty);
+    free(region->where);
 }
 
 /* Maps the memory of a region whose gpa, len and flags are set. */
@@ -34,15 +35,19 @@ region_init(struct vmm_region *region, const char **call)
 {
     int map = MAP_NORESERVE | MAP_PRIVATE | MAP_ANONYMOUS;
     int prot = PROT_READ | PROT_WRITE;
+    uint64_t words = pages_to_words(region->len / VMM_PAGE_SIZE);
     void *hva;
     int err;
 
     region->hva = NULL;
     region->fd = -1;
     *call = "malloc";
-    region->dirty = calloc(pages_to_words(region->len / VMM_PAGE_SIZE), 8);
-    if (!region->dirty)
+    region->dirty = calloc(words, sizeof *region->dirty);
+    region->where = calloc(pages_to_words(words), sizeof *region->where);
+    if (!region->dirty || !region->where) {
+        region_fini(region);
         return -ENOMEM;
+    }
     if (region->flags & VMM_MEM_SHARED) {
         map = MAP_NORESERVE | MAP_SHARED;
         *call = "memfd_create";
@@ -119,6 +124,18 @@ vmm_mem_add(struct vmm_mem *mem, uint64_t gpa, uint64_t len, uint32_t flags)
     return 0;
 }
 
+int
+vmm_mem_map_file(struct vmm_mem *mem, unsigned index, int fd, uint64_t offset)
+{
+    const struct vmm_region *region = &mem->region[index];
+    void *hva =
+        mmap(region->hva, region->len, PROT_READ | PROT_WRITE,
+             MAP_FIXED | MAP_NORESERVE | MAP_PRIVATE, fd, (off_t)offset);
+
+    mem->call = "mmap";
+    return hva == MAP_FAILED ? -errno : 0;
+}
+
 void
 vmm_mem_freeze(struct vmm_mem *mem)
 {
@@ -159,20 +176,42 @@ vmm_mem_span(const struct vmm_mem *mem, uint64_t gpa, uint64_t len)
     return done;
 }
 
+/* Reading first keeps the line shared when all are set already. */
+static void
+set_bits(uint64_t *word, uint64_t bits)
+{
+    if (bits & ~__atomic_load_n(word, __ATOMIC_RELAXED))
+        __atomic_fetch_or(word, bits, __ATOMIC_RELEASE);
+}
+
+static void
+region_mark_word(const struct vmm_region *region, uint64_t word, uint64_t bits)
+{
+    /* The word before the bit that tells of it: see vmm_mem_take_word. */
+    set_bits(&region->dirty[word], bits);
+    set_bits(&region->where[word / 64], 1ULL << word % 64);
+}
+
+static void
+region_mark_pages(const struct vmm_region *region, uint64_t page,
+                  uint64_t count)
+{
+    while (count) {
+        uint64_t first = page % 64, part = vmm_min(64 - first, count);
+
+        region_mark_word(region, page / 64, (~0ULL >> (64 - part)) << first);
+        page += part;
+        count -= part;
+    }
+}
+
 static void
 region_mark(const struct vmm_region *region, uint64_t offset, uint64_t len)
 {
     uint64_t page = offset / VMM_PAGE_SIZE;
     uint64_t last = (offset + len - 1) / VMM_PAGE_SIZE;
 
-    /* Reading first keeps the line shared when the bit is set already. */
-    for (; page <= last; page++) {
-        uint64_t *word = &region->dirty[page / 64];
-        uint64_t bit = 1ULL << page % 64;
-
-        if (!(__atomic_load_n(word, __ATOMIC_RELAXED) & bit))
-            __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
-    }
+    region_mark_pages(region, page, last - page + 1);
 }
 
 void *
@@ -294,20 +333,82 @@ vmm_mem_mark(struct vmm_mem *mem, uint64_t gpa, uint64_t len)
     }
 }
 
+void
+vmm_mem_mark_hva(struct vmm_mem *mem, const void *hva, uint64_t len)
+{
+    for (unsigned i = 0; len && i < mem->count; i++) {
+        const struct vmm_region *region = &mem->region[i];
+        uint64_t offset = (uintptr_t)hva - (uintptr_t)region->hva;
+
+        if (offset < region->len)
+            region_mark(region, offset, vmm_min(len, region->len - offset));
+    }
+}
+
+void
+vmm_mem_mark_pages(struct vmm_mem *mem, unsigned index, uint64_t page,
+                   uint64_t count)
+{
+    const struct vmm_region *region = &mem->region[index];
+
+    assert(index < mem->count);
+    assert(page + count <= region->len / VMM_PAGE_SIZE);
+    region_mark_pages(region, page, count);
+}
+
+void
+vmm_mem_mark_bits(struct vmm_mem *mem, unsigned index, uint64_t word,
+                  uint64_t bits)
+{
+    const struct vmm_region *region = &mem->region[index];
+
+    assert(index < mem->count);
+    assert(word < pages_to_words(region->len / VMM_PAGE_SIZE));
+    region_mark_word(region, word, bits);
+}
+
+uint64_t
+vmm_mem_take_word(struct vmm_mem *mem, unsigned index, uint64_t *word)
+{
+    const struct vmm_region *region = &mem->region[index];
+    uint64_t words = pages_to_words(region->len / VMM_PAGE_SIZE);
+
+    assert(index < mem->count);
+    for (uint64_t at = *word; at < words;) {
+        uint64_t *where = &region->where[at / 64], bit = 1ULL << at % 64;
+        uint64_t set = __atomic_load_n(where, __ATOMIC_RELAXED) & -bit;
+        uint64_t bits;
+
+        if (!set) {
+            at = (at / 64 + 1) * 64;
+            continue;
+        }
+        at = at / 64 * 64 + (uint64_t)__builtin_ctzll(set);
+        /* First the bit, then the word: what is marked meanwhile sets it
+         * again. */
+        __atomic_fetch_and(where, ~(1ULL << at % 64), __ATOMIC_ACQUIRE);
+        bits = __atomic_exchange_n(&region->dirty[at], 0, __ATOMIC_ACQUIRE);
+        if (bits) {
+            *word = at;
+            return bits;
+        }
+        at++;
+    }
+    *word = words;
+    return 0;
+}
+
 uint64_t
 vmm_mem_take_dirty(struct vmm_mem *mem, unsigned index, uint64_t *bits)
 {
     const struct vmm_region *region = &mem->region[index];
     uint64_t words = pages_to_words(region->len / VMM_PAGE_SIZE);
-    uint64_t count = 0;
+    uint64_t word = 0, taken, count = 0;
 
-    assert(index < mem->count);
-    for (uint64_t i = 0; i < words; i++) {
-        bits[i] = 0;
-        if (__atomic_load_n(&region->dirty[i], __ATOMIC_RELAXED))
-            bits[i] =
-                __atomic_exchange_n(&region->dirty[i], 0, __ATOMIC_RELAXED);
-        count += (uint64_t)__builtin_popcountll(bits[i]);
+    memset(bits, 0, words * sizeof *bits);
+    while ((taken = vmm_mem_take_word(mem, index, &word))) {
+        bits[word++] = taken;
+        count += (uint64_t)__builtin_popcountll(taken);
     }
     return count;
 }

@@ -13,6 +13,9 @@
  *
  * Writes by the host do not show in KVM's dirty log, so each region keeps a
  * bitmap of its own, a bit a page, set by every write through this interface.
+ * Whoever wants all dirty pages adds those of the guest to it
+ * (vmm_dirty_harvest). A second, small bitmap tells where bits are, so that
+ * finding the few that are set takes no time that grows with the memory.
  *
  * Threads: adding regions wants one thread; all else may be called from any,
  * once the set is frozen. Bytes of guest memory may change at any moment:
@@ -38,13 +41,15 @@ struct vmm_region {
     uint32_t flags;
     int fd;          /* the memfd, or -1 */
     uint64_t *dirty; /* one bit a page; atomic */
+    uint64_t *where; /* one bit a word of `dirty` that is not 0; atomic */
 };
 
 struct vmm_mem {
     struct vmm_region region[VMM_MEM_MAX_REGIONS]; /* sorted by gpa */
     unsigned count;
     bool frozen;
-    const char *call; /* the system call that failed last */
+    struct vmm_snap *at; /* the snapshot that it is at, or NULL (snap.h) */
+    const char *call;    /* the system call that failed last */
 };
 
 void vmm_mem_init(struct vmm_mem *mem);
@@ -59,6 +64,13 @@ void vmm_mem_fini(struct vmm_mem *mem);
  */
 int vmm_mem_add(struct vmm_mem *mem, uint64_t gpa, uint64_t len,
                 uint32_t flags);
+
+/*
+ * Maps region `index` anew, where it is: privately, over `fd` from `offset` on.
+ * What it held is gone. What mmap said.
+ */
+int vmm_mem_map_file(struct vmm_mem *mem, unsigned index, int fd,
+                     uint64_t offset);
 
 /* No more regions from now on. Called by vmm_vm_init. */
 void vmm_mem_freeze(struct vmm_mem *mem);
@@ -102,6 +114,24 @@ int vmm_mem_fill(struct vmm_mem *mem, uint64_t gpa, uint8_t value, uint64_t len,
 
 /* Marks the pages of a range dirty; bytes outside RAM are passed over. */
 void vmm_mem_mark(struct vmm_mem *mem, uint64_t gpa, uint64_t len);
+
+/* The same for a range of host addresses that lies in one region. */
+void vmm_mem_mark_hva(struct vmm_mem *mem, const void *hva, uint64_t len);
+
+/* Marks `count` pages of region `index` dirty, from number `page` on. */
+void vmm_mem_mark_pages(struct vmm_mem *mem, unsigned index, uint64_t page,
+                        uint64_t count);
+
+/* Marks the pages of the bits that are set in `bits`: 64 times `word` on. */
+void vmm_mem_mark_bits(struct vmm_mem *mem, unsigned index, uint64_t word,
+                       uint64_t bits);
+
+/*
+ * Takes 64 dirty bits of region `index`: those of the first word at or after
+ * *word that has any. Returns them and clears them, *word is its number (its
+ * first page is 64 times that); 0 when there are none.
+ */
+uint64_t vmm_mem_take_word(struct vmm_mem *mem, unsigned index, uint64_t *word);
 
 /*
  * Moves the dirty bits of region `index` into `bits` (one bit a page, rounded

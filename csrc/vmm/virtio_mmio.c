@@ -50,6 +50,8 @@ vmm_virtio_mmio_fini(struct vmm_virtio_mmio *dev)
 {
     if (!dev->ops)
         return;
+    for (unsigned i = 0; i < dev->queues; i++)
+        vmm_virtq_stop(&dev->queue[i]); /* they may own heads to pop again */
     pthread_mutex_destroy(&dev->lock);
     dev->ops = NULL;
 }
@@ -591,5 +593,55 @@ vmm_virtio_mmio_config_set(struct vmm_virtio_mmio *dev, uint32_t offset,
     if (vmm_virtio_mmio_live(dev))
         vmm_virtio_mmio_raise(dev, VIRTIO_MMIO_INT_CONFIG);
     pthread_mutex_unlock(&dev->lock);
+    return 0;
+}
+
+void
+vmm_virtio_mmio_save(const struct vmm_virtio_mmio *dev,
+                     struct vmm_virtio_mmio_state *out)
+{
+    memset(out, 0, sizeof *out); /* padding, too: it may go into a file */
+    out->device_id = dev->device_id;
+    out->queues = dev->queues;
+    out->features = dev->features;
+    out->driver_features = dev->driver_features;
+    out->early = dev->early;
+    out->status = dev->status;
+    out->interrupt_status =
+        __atomic_load_n(&dev->interrupt_status, __ATOMIC_RELAXED);
+    out->config_generation = dev->config_generation;
+    out->features_sel = dev->features_sel;
+    out->driver_features_sel = dev->driver_features_sel;
+    out->queue_sel = dev->queue_sel;
+    out->alien_features = dev->alien_features;
+    out->config_len = dev->config_len;
+    if (dev->config_len)
+        memcpy(out->config, dev->config, dev->config_len);
+}
+
+int
+vmm_virtio_mmio_load(struct vmm_virtio_mmio *dev,
+                     const struct vmm_virtio_mmio_state *state)
+{
+    if (state->device_id != dev->device_id || state->queues != dev->queues ||
+        state->features != dev->features ||
+        state->config_len != dev->config_len)
+        return -EINVAL;
+    dev->driver_features = state->driver_features;
+    dev->early = state->early;
+    dev->status = state->status;
+    __atomic_store_n(&dev->interrupt_status, state->interrupt_status,
+                     __ATOMIC_RELAXED);
+    dev->config_generation = state->config_generation;
+    dev->features_sel = state->features_sel;
+    dev->driver_features_sel = state->driver_features_sel;
+    dev->queue_sel = state->queue_sel;
+    dev->alien_features = state->alien_features;
+    dev->due_ns = 0;
+    dev->fault = state->status & VIRTIO_CONFIG_S_NEEDS_RESET
+                     ? "broken before the snapshot was taken"
+                     : NULL;
+    if (dev->config_len)
+        memcpy(dev->config, state->config, dev->config_len);
     return 0;
 }

@@ -178,6 +178,36 @@ int vmm_virtio_mmio_serve(struct vmm_virtio_mmio *dev, int stop_fd,
 int vmm_virtio_mmio_config_set(struct vmm_virtio_mmio *dev, uint32_t offset,
                                const void *buf, uint32_t len);
 
+/* What the registers are like, for a snapshot; queues apart. */
+struct vmm_virtio_mmio_state {
+    uint32_t device_id;
+    uint32_t queues;
+    uint64_t features;
+    uint64_t driver_features;
+    uint64_t early;
+    uint32_t status;
+    uint32_t interrupt_status;
+    uint32_t config_generation;
+    uint32_t features_sel;
+    uint32_t driver_features_sel;
+    uint32_t queue_sel;
+    uint32_t alien_features;
+    uint32_t config_len;
+    uint8_t config[VMM_VIRTIO_MMIO_CONFIG_MAX];
+};
+
+/* (locked) */
+void vmm_virtio_mmio_save(const struct vmm_virtio_mmio *dev,
+                          struct vmm_virtio_mmio_state *out);
+
+/*
+ * (locked) Makes the registers like that; the queues are to follow
+ * (vmm_virtq_load). No op is called. -EINVAL, and nothing changed: it is the
+ * state of another kind of device.
+ */
+int vmm_virtio_mmio_load(struct vmm_virtio_mmio *dev,
+                         const struct vmm_virtio_mmio_state *state);
+
 /* (locked) Whether queues may be worked on. */
 static inline bool
 vmm_virtio_mmio_live(const struct vmm_virtio_mmio *dev)

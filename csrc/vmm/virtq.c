@@ -84,6 +84,9 @@ vmm_virtq_stop(struct vmm_virtq *vq)
     vq->desc = NULL;
     vq->avail = NULL;
     vq->used = NULL;
+    free(vq->again);
+    vq->again = NULL;
+    vq->agains = 0;
 }
 
 void
@@ -283,6 +286,18 @@ chain_walk(struct vmm_virtq *vq, struct vmm_chain *chain)
     }
 }
 
+/* Of the chain to pop next: one that was in flight in a snapshot comes first.
+ */
+static uint16_t
+next_head(const struct vmm_virtq *vq)
+{
+    uint16_t left = (uint16_t)(vq->again_end - vq->next_avail);
+
+    if (left && left <= vq->agains)
+        return vq->again[vq->agains - left];
+    return avail_ring(vq, vq->next_avail & (vq->size - 1));
+}
+
 int
 vmm_virtq_pop(struct vmm_virtq *vq, struct vmm_chain *chain)
 {
@@ -301,7 +316,7 @@ vmm_virtq_pop(struct vmm_virtq *vq, struct vmm_chain *chain)
         return broken(vq, "available index ahead by more than the queue size");
     if (!offered)
         return 0;
-    head = avail_ring(vq, vq->next_avail & (vq->size - 1));
+    head = next_head(vq);
     if (head >= vq->size)
         return broken(vq, "head outside the descriptor table");
 
@@ -528,4 +543,67 @@ vmm_chain_write(const struct vmm_chain *chain, struct vmm_mem *mem,
         offset = 0;
     }
     return done;
+}
+
+/* -- snapshots ------------------------------------------------------------- */
+
+void
+vmm_virtq_save(const struct vmm_virtq *vq, struct vmm_virtq_state *out)
+{
+    *out = (struct vmm_virtq_state){
+        .desc_gpa = vq->desc_gpa,
+        .avail_gpa = vq->avail_gpa,
+        .used_gpa = vq->used_gpa,
+        .size = vq->size,
+        .next_avail = vq->next_avail,
+        .next_used = vq->next_used,
+        .ready = vq->ready,
+        .indirect = vq->indirect,
+        .event_idx = vq->event_idx,
+        .broken = vq->fault != NULL,
+    };
+}
+
+int
+vmm_virtq_load(struct vmm_virtq *vq, const struct vmm_virtq_state *state,
+               const uint16_t *heads, unsigned count)
+{
+    uint16_t popped = (uint16_t)(state->next_avail - state->next_used);
+    int err;
+
+    vmm_virtq_stop(vq);
+    vq->size = state->size;
+    vq->desc_gpa = state->desc_gpa;
+    vq->avail_gpa = state->avail_gpa;
+    vq->used_gpa = state->used_gpa;
+    vq->indirect = state->indirect;
+    vq->event_idx = state->event_idx;
+    if (!state->ready) {
+        if (state->broken)
+            broken(vq, "broken before the snapshot was taken");
+        return count ? -EINVAL : 0;
+    }
+    if (popped > state->size || count > popped)
+        return -EINVAL;
+    for (unsigned i = 0; i < count; i++)
+        if (heads[i] >= state->size)
+            return -EINVAL;
+    err = vmm_virtq_start(vq);
+    if (err)
+        return err;
+    if (count) {
+        vq->again = malloc(count * sizeof *vq->again);
+        if (!vq->again) {
+            vmm_virtq_stop(vq);
+            return -ENOMEM;
+        }
+        memcpy(vq->again, heads, count * sizeof *vq->again);
+        vq->agains = (uint16_t)count;
+    }
+    vq->again_end = state->next_avail;
+    vq->next_used = state->next_used;
+    vq->next_avail = (uint16_t)(state->next_avail - count);
+    if (state->broken)
+        broken(vq, "broken before the snapshot was taken");
+    return 0;
 }

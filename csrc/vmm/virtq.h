@@ -118,6 +118,9 @@ struct vmm_virtq {
     uint16_t next_used;    /* used index of the chain to push next */
     uint32_t unsignalled;  /* pushed since the last vmm_virtq_must_interrupt */
     pthread_rwlock_t lent; /* for reading: buffers are in use, see _lend */
+    uint16_t *again;       /* heads to pop before those of the ring, owned */
+    uint16_t agains;       /* how many, */
+    uint16_t again_end;    /* up to this available index */
     const struct vring_desc *desc; /* NULL unless ready */
     struct vring_avail *avail;
     struct vring_used *used;
@@ -125,7 +128,8 @@ struct vmm_virtq {
 
 /*
  * A stopped queue of at most `max_size` entries, a power of two up to
- * VMM_VIRTQ_MAX_SIZE, else -EINVAL. Owns no resources, so there is no fini.
+ * VMM_VIRTQ_MAX_SIZE, else -EINVAL. Stopped, it owns no resources: there is no
+ * fini.
  * `mem` must be frozen before the queue is started and outlive it.
  */
 int vmm_virtq_init(struct vmm_virtq *vq, struct vmm_mem *mem,
@@ -221,6 +225,29 @@ bool vmm_virtq_notify_on(struct vmm_virtq *vq);
  */
 void vmm_virtq_lend(struct vmm_virtq *vq);
 void vmm_virtq_return(struct vmm_virtq *vq);
+
+/*
+ * What a queue is like, for a snapshot: all but what is in guest memory. Chains
+ * in flight are their owner's to name.
+ */
+struct vmm_virtq_state {
+    uint64_t desc_gpa, avail_gpa, used_gpa;
+    uint32_t size;
+    uint16_t next_avail, next_used;
+    uint8_t ready, indirect, event_idx, broken;
+};
+void vmm_virtq_save(const struct vmm_virtq *vq, struct vmm_virtq_state *out);
+
+/*
+ * Makes the queue one like that, on memory that is as it was then. All chains
+ * in flight become stale; those that were in flight when it was saved, `count`
+ * heads in the order they were popped, are popped again before others. -EINVAL:
+ * no queue can be like that (a size, more in flight than the indices say, a
+ * head outside the table); -EPROTO: its rings are not in RAM; -ENOMEM. It is
+ * then stopped.
+ */
+int vmm_virtq_load(struct vmm_virtq *vq, const struct vmm_virtq_state *state,
+                   const uint16_t *heads, unsigned count);
 
 /* An empty chain: the same as a zeroed one. */
 void vmm_chain_init(struct vmm_chain *chain);

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "dirty.h"
+
 static int
 vm_ioctl(struct vmm_vm *vm, unsigned long request, void *arg, const char *name)
 {
@@ -29,6 +31,8 @@ set_slots(struct vmm_vm *vm)
 
         if (region->flags & VMM_MEM_READONLY)
             slot.flags = KVM_MEM_READONLY;
+        else if (vm->log)
+            slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
         err = vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot,
                        "KVM_SET_USER_MEMORY_REGION");
         if (err)
@@ -75,7 +79,9 @@ vmm_vm_init(struct vmm_vm *vm, struct vmm_kvm *kvm, struct vmm_mem *mem,
     if (err < 0)
         goto fail;
     vm->fd = err;
-    err = set_slots(vm);
+    err = mem->at ? vmm_dirty_prepare(vm) : 0;
+    if (!err)
+        err = set_slots(vm);
     if (err)
         goto fail;
     err = set_tss(vm, tss_addr);
@@ -99,7 +105,9 @@ vmm_vm_fini(struct vmm_vm *vm)
     vmm_bus_fini(&vm->pio);
     vmm_bus_fini(&vm->mmio);
     free(vm->route);
+    free(vm->log);
     vm->route = NULL;
+    vm->log = NULL;
     vm->kvm = NULL;
 }
 

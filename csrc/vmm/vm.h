@@ -36,6 +36,8 @@ struct vmm_vm {
     struct vmm_bus mmio;
     bool irqchip;
     bool pit;
+    uint64_t *log;   /* of dirty pages, the largest slot's; or NULL: none */
+    bool log_manual; /* it is cleared by a call of its own */
     unsigned vcpus;  /* made so far */
     unsigned wakers; /* what may raise an interrupt at any time; atomic */
     struct kvm_irq_routing_entry *route;

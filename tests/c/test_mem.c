@@ -415,6 +415,40 @@ writes_make_pages_dirty(void)
 }
 
 static void
+words_of_dirty_bits_are_taken(void)
+{
+    uint64_t bits[(PAGES + 63) / 64], word = 0;
+    uint8_t byte = 1;
+
+    begin_dirty();
+    vmm_mem_take_dirty(&mem, 0, bits);
+    CHECK_EQ(vmm_mem_take_word(&mem, 0, &word), 0);
+    CHECK_EQ(word, sizeof bits / sizeof *bits);
+    vmm_mem_mark_pages(&mem, 0, 62, 4);
+    vmm_mem_mark_bits(&mem, 0, 1, 1ULL << 63 | 1);
+    CHECK_EQ(vmm_mem_write(&mem, 0, &byte, 1, VMM_MEM_HOST), 0);
+    vmm_mem_mark_hva(&mem, mem.region[0].hva + PAGE, PAGE + 1);
+    vmm_mem_mark_hva(&mem, &byte, 1); /* not RAM */
+    word = 0;
+    CHECK_EQ(vmm_mem_take_word(&mem, 0, &word), 3ULL << 62 | 7);
+    CHECK_EQ(word, 0);
+    word++;
+    CHECK_EQ(vmm_mem_take_word(&mem, 0, &word), 1ULL << 63 | 3);
+    CHECK_EQ(word, 1);
+    /* What is marked again, before or behind where the walk is. */
+    vmm_mem_mark_pages(&mem, 0, 0, 1);
+    vmm_mem_mark_pages(&mem, 0, PAGES - 1, 1);
+    word++;
+    CHECK_EQ(vmm_mem_take_word(&mem, 0, &word), 1ULL << (PAGES - 1) % 64);
+    CHECK_EQ(word, (PAGES - 1) / 64);
+    word = 0;
+    CHECK_EQ(vmm_mem_take_word(&mem, 0, &word), 1);
+    word = 0;
+    CHECK_EQ(vmm_mem_take_word(&mem, 0, &word), 0);
+    end();
+}
+
+static void
 marks_pass_over_holes(void)
 {
     uint64_t bits[(PAGES + 63) / 64];
@@ -515,6 +549,7 @@ main(void)
     RUN(copies_are_all_or_nothing);
     RUN(read_only_to_the_guest);
     RUN(writes_make_pages_dirty);
+    RUN(words_of_dirty_bits_are_taken);
     RUN(marks_pass_over_holes);
     RUN(shared_regions_can_be_mapped);
     RUN(huge_pages_or_a_reason);

@@ -629,6 +629,85 @@ test_put(void)
     end();
 }
 
+/* Saved in the middle, gone back to after more has happened. */
+static void
+test_snapshot(void)
+{
+    struct vmm_chain chains[4] = {0};
+    struct vmm_virtq_state state;
+    uint16_t heads[2], used, bad = 8;
+    uint32_t head;
+
+    begin(8);
+    for (uint16_t i = 0; i < 8; i++)
+        driver_desc(&drv, i, BUF + 64ULL * i, 64, D_WRITE, 0);
+    for (uint32_t i = 0; i < 6; i++)
+        driver_offer(&drv, (uint16_t)(7 - i));
+    for (unsigned i = 0; i < 4; i++)
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[i]), 1);
+    CHECK_EQ(vmm_virtq_push(&vq, &chains[0], 1), 0);
+    CHECK_EQ(vmm_virtq_push(&vq, &chains[2], 2), 0);
+    vmm_virtq_save(&vq, &state);
+    heads[0] = chains[1].head;
+    heads[1] = chains[3].head;
+    used = peek16(&mem, drv.used + 2);
+
+    for (unsigned turn = 0; turn < 2; turn++) {
+        CHECK_EQ(vmm_virtq_push(&vq, &chains[3], 3), 0);
+        CHECK_EQ(vmm_virtq_push(&vq, &chains[1], 4), 0);
+        poke16(&mem, drv.used + 2, used); /* memory goes back by itself */
+        CHECK_EQ(vmm_virtq_load(&vq, &state, heads, 2), 0);
+        /* What was in flight comes first, in its order, then the ring. */
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[1]), 1);
+        CHECK_EQ(chains[1].head, 6);
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[3]), 1);
+        CHECK_EQ(chains[3].head, 4);
+        CHECK_EQ(vmm_virtq_unpop(&vq, &chains[3]), 0);
+        CHECK_EQ(vmm_virtq_unpop(&vq, &chains[1]), 0);
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[1]), 1);
+        CHECK_EQ(chains[1].head, 6);
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[3]), 1);
+        CHECK_EQ(chains[3].head, 4);
+        CHECK_EQ(vmm_virtq_pop(&vq, &chain), 1);
+        CHECK_EQ(chain.head, 3);
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[0]), 1);
+        CHECK_EQ(chains[0].head, 2);
+        CHECK_EQ(vmm_virtq_pop(&vq, &chains[2]), 0);
+        vmm_chain_drop(&chain);
+    }
+    /* A chain of before is stale, and takes nothing along. */
+    CHECK_EQ(vmm_virtq_load(&vq, &state, heads, 2), 0);
+    CHECK_EQ(vmm_virtq_push(&vq, &chains[1], 0), -ESTALE);
+    CHECK_EQ(vmm_virtq_unpop(&vq, &chains[3]), -ESTALE);
+    while (!driver_take(&drv, &head))
+        ;
+    CHECK_EQ(peek16(&mem, drv.used + 2), used);
+
+    /* States that no queue can have been in. */
+    CHECK_EQ(vmm_virtq_load(&vq, &state, heads, 3), -EINVAL);
+    CHECK(!vq.ready);
+    CHECK_EQ(vmm_virtq_load(&vq, &state, &bad, 1), -EINVAL);
+    state.next_avail = (uint16_t)(state.next_used + 9);
+    CHECK_EQ(vmm_virtq_load(&vq, &state, heads, 2), -EINVAL);
+    state.next_avail = (uint16_t)(state.next_used + 2);
+    state.size = 7;
+    CHECK_EQ(vmm_virtq_load(&vq, &state, heads, 2), -EPROTO);
+    CHECK(!vq.again);
+    state.size = 8;
+    state.used_gpa = HOLE;
+    CHECK_EQ(vmm_virtq_load(&vq, &state, heads, 2), -EPROTO);
+    vmm_virtq_reset(&vq);
+    state.ready = 0;
+    CHECK_EQ(vmm_virtq_load(&vq, &state, NULL, 0), 0);
+    CHECK_EQ(vmm_virtq_pop(&vq, &chain), 0);
+    state.broken = 1;
+    CHECK_EQ(vmm_virtq_load(&vq, &state, NULL, 0), 0);
+    CHECK_EQ(vmm_virtq_pop(&vq, &chain), -EPROTO);
+    for (unsigned i = 0; i < 4; i++)
+        vmm_chain_fini(&chains[i]);
+    end();
+}
+
 static void
 test_interrupt_flag(void)
 {
@@ -947,6 +1026,7 @@ main(void)
     RUN(test_stale);
     RUN(test_unpop);
     RUN(test_put);
+    RUN(test_snapshot);
     RUN(test_interrupt_flag);
     RUN(test_interrupt_event);
     RUN(test_interrupt_event_formula);

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vcpu_save.c - the whole state of a vCPU, taken and put back */
+#include "vcpu_save.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Which the kernel synchronises or refuses: they run on. */
+#define MSR_TSC        0x10U
+#define MSR_TSC_ADJUST 0x3bU
+
+void
+vmm_vcpu_save_fini(struct vmm_vcpu_save *save)
+{
+    free(save->xsave);
+    save->xsave = NULL;
+}
+
+/* The MSRs of the host's list that exist for this vCPU, with their values. */
+static int
+get_msrs(struct vmm_vcpu *cpu, struct vmm_vcpu_save *save)
+{
+    uint32_t list[VMM_KVM_MAX_MSRS];
+    int count = vmm_kvm_msr_list(cpu->vm->kvm, list, VMM_KVM_MAX_MSRS);
+    unsigned wanted = 0;
+    int got;
+
+    if (count < 0) {
+        cpu->call = cpu->vm->kvm->call;
+        return count;
+    }
+    for (int i = 0; i < count && wanted < VMM_VCPU_MAX_MSRS; i++) {
+        if (list[i] != MSR_TSC && list[i] != MSR_TSC_ADJUST)
+            save->msr_index[wanted++] = list[i];
+    }
+    /* One that the host lists and does not give is left out. */
+    save->msrs = 0;
+    while (save->msrs < wanted) {
+        unsigned at = save->msrs;
+
+        got = vmm_vcpu_get_msrs(cpu, save->msr_index + at, wanted - at,
+                                save->msr_value + at);
+        if (got < 0)
+            return got;
+        save->msrs += (unsigned)got;
+        if (save->msrs == wanted)
+            break;
+        wanted--;
+        memmove(save->msr_index + save->msrs, save->msr_index + save->msrs + 1,
+                (wanted - save->msrs) * sizeof *save->msr_index);
+    }
+    return 0;
+}
+
+/* Drops those that the host does not take back: they hold what it wants. */
+static int
+try_msrs(struct vmm_vcpu *cpu, struct vmm_vcpu_save *save)
+{
+    unsigned at = 0;
+
+    while (at < save->msrs) {
+        int set = vmm_vcpu_set_msrs(cpu, save->msr_index + at,
+                                    save->msr_value + at, save->msrs - at);
+
+        if (set < 0)
+            return set;
+        at += (unsigned)set;
+        if (at == save->msrs)
+            break;
+        save->msrs--;
+        memmove(save->msr_index + at, save->msr_index + at + 1,
+                (save->msrs - at) * sizeof *save->msr_index);
+        memmove(save->msr_value + at, save->msr_value + at + 1,
+                (save->msrs - at) * sizeof *save->msr_value);
+    }
+    return 0;
+}
+
+int
+vmm_vcpu_save(struct vmm_vcpu *cpu, struct vmm_vcpu_save *save)
+{
+    int err;
+
+    if (cpu->unsettled)
+        return -EBUSY;
+    if (!save->xsave) {
+        save->xsave_size = cpu->vm->kvm->xsave_size;
+        save->xsave = calloc(1, save->xsave_size);
+        if (!save->xsave)
+            return -ENOMEM;
+    }
+    /* The MP state first: asking for it lets pending INITs and SIPIs act. */
+    err = vmm_vcpu_get_mp_state(cpu, &save->mp_state);
+    if (!err)
+        err = vmm_vcpu_get_regs(cpu, &save->regs);
+    if (!err)
+        err = vmm_vcpu_get_sregs(cpu, &save->sregs);
+    if (!err)
+        err = vmm_vcpu_get_xsave(cpu, save->xsave);
+    if (!err)
+        err = vmm_vcpu_get_xcrs(cpu, &save->xcrs);
+    if (!err)
+        err = vmm_vcpu_get_debugregs(cpu, &save->debugregs);
+    save->has_lapic = cpu->vm->irqchip;
+    if (!err && save->has_lapic)
+        err = vmm_vcpu_get_lapic(cpu, &save->lapic);
+    if (!err)
+        err = get_msrs(cpu, save);
+    if (!err)
+        err = vmm_vcpu_get_events(cpu, &save->events);
+    return err ? err : try_msrs(cpu, save);
+}
+
+/* What travels with KVM_RUN where the host can. */
+static int
+load_registers(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
+{
+    int err = vmm_vcpu_set_regs(cpu, &save->regs);
+
+    if (!err)
+        err = vmm_vcpu_set_sregs(cpu, &save->sregs);
+    if (!err)
+        err = vmm_vcpu_set_events(cpu, &save->events);
+    return err;
+}
+
+/*
+ * In an order that works: what others depend on goes first (LAPIC after the
+ * APIC base in the system registers, the TSC deadline among the MSRs after the
+ * LAPIC, events last since they may name an exception that sets registers).
+ */
+int
+vmm_vcpu_load(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
+{
+    int err = vmm_vcpu_set_mp_state(cpu, save->mp_state);
+
+    if (!err)
+        err = vmm_vcpu_set_regs(cpu, &save->regs);
+    if (!err)
+        err = vmm_vcpu_set_sregs(cpu, &save->sregs);
+    if (!err)
+        err = vmm_vcpu_set_xsave(cpu, save->xsave);
+    if (!err)
+        err = vmm_vcpu_set_xcrs(cpu, &save->xcrs);
+    if (!err)
+        err = vmm_vcpu_set_debugregs(cpu, &save->debugregs);
+    if (!err && save->has_lapic)
+        err = vmm_vcpu_set_lapic(cpu, &save->lapic);
+    if (!err && save->msrs) {
+        err = vmm_vcpu_set_msrs(cpu, save->msr_index, save->msr_value,
+                                save->msrs);
+        if (err >= 0)
+            err = (unsigned)err == save->msrs ? 0 : -EINVAL;
+    }
+    /* The setters above have handed over what was in the cache. */
+    if (!err)
+        err = load_registers(cpu, save);
+    return err;
+}

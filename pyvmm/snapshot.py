@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of a machine, the way back to them, and clones.
+
+The core keeps vCPUs, interrupt controllers and memory (csrc/vmm/snap.h); here
+come the devices, their timers and the console.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from . import _vmm
+from . import state as states
+from .device import Device
+from .errors import Error
+from .run import PASSING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .machine import Machine
+    from .run import End
+    from .state import DeviceState
+    from .timers import Timer
+
+
+class Snapshot:
+    """A moment of a machine: `snap = m.snapshot()`, `m.restore(snap)`.
+
+    Snapshots form a tree: `parent` is the one that the machine was at when
+    this was taken, or None. Such a child holds what was written since. A
+    machine goes to any node, also one that a clone of it has taken.
+
+    `pages`: how many pages it holds of its own.
+
+    Threads: any; it never changes.
+    """
+
+    __slots__ = (
+        "_console", "_devices", "_ends", "_native", "_ran", "_timers", "parent",
+    )  # fmt: skip
+
+    def __init__(self, native: _vmm.Snapshot, parent: Snapshot | None) -> None:
+        self._native = native
+        self.parent = parent
+        self._devices: list[DeviceState] = []
+        self._timers: list[tuple[Timer, int]] = []
+        self._console: tuple[bytes, int, bytes, int] | None = None
+        self._ends: list[End] = []
+        self._ran = False
+
+    @property
+    def pages(self) -> int:
+        """Pages of 4096 bytes that only this snapshot has."""
+        changed = self._native.changed
+        return self._native.pages if changed is None else len(changed)
+
+    def __repr__(self) -> str:
+        kind = "of the whole memory" if self.parent is None else "changed"
+        devices = ", ".join(state.name for state in self._devices)
+        return (
+            f"<Snapshot: {self.pages} pages {kind}; {devices or 'no devices'}>"
+        )
+
+
+def check_still(machine: Machine) -> None:
+    """RuntimeError while the machine runs."""
+    if machine._runner.owner is not None:
+        raise RuntimeError(
+            "the machine runs: a snapshot is taken and gone back to between "
+            "two runs; pause() it first"
+        )
+
+
+def own(machine: Machine) -> list[object]:
+    """What no copy of a device's attributes may copy."""
+    wiring = machine._wiring
+    return [
+        machine,
+        *(slot.device for slot in wiring.slots),
+        *wiring.slots,
+        *(slot.hired for slot in wiring.slots if slot.hired is not None),
+    ]
+
+
+def take(machine: Machine) -> Snapshot:
+    """A snapshot of a machine that does not run; it is at it from then on."""
+    machine._check_open()
+    check_still(machine)
+    machine._boot(running=machine._image is not None)
+    vm = machine._realise()
+    wiring = machine._wiring
+    with ExitStack() as stack:
+        for slot in wiring.slots:
+            if slot.hired is not None:
+                stack.enter_context(slot.hired.still())
+        # First what may fail and changes nothing.
+        shared = own(machine)
+        devices = [states.save(slot, shared) for slot in wiring.slots]
+        snap = Snapshot(vm.snapshot(), machine._at)
+        snap._devices = devices
+        snap._timers = wiring.save_timers()
+        if machine._console is not None:
+            snap._console = machine._console._save()
+        snap._ends = list(machine._runner._pending)
+        snap._ran = machine._ran
+    machine._at = snap
+    return snap
+
+
+def restore(machine: Machine, snap: Snapshot) -> None:
+    """Put a machine into the state of a snapshot of its tree."""
+    machine._check_open()
+    if not isinstance(snap, Snapshot):
+        raise TypeError(f"{snap!r} is no Snapshot")
+    check_still(machine)
+    check_devices(machine, snap)
+    vm = machine._realise()
+    wiring = machine._wiring
+    with ExitStack() as stack:
+        for slot in wiring.slots:
+            if slot.hired is not None:
+                stack.enter_context(slot.hired.still())
+        vm.restore(snap._native)
+        if wiring.slots:
+            seen = states.memo(own(machine))
+            for slot, state in zip(wiring.slots, snap._devices, strict=True):
+                states.load(slot, state, seen)
+        wiring.load_timers(snap._timers)
+        wiring.poll_again()
+        if machine._console is not None and snap._console is not None:
+            machine._console._load(snap._console)
+        machine._runner._pending[:] = snap._ends
+        machine._ran = snap._ran
+    machine._at = snap
+
+
+def check_devices(machine: Machine, snap: Snapshot) -> None:
+    """ValueError unless the devices are those of the snapshot."""
+    now = [slot.name for slot in machine._wiring.slots]
+    then = [state.name for state in snap._devices]
+    if now != then:
+        raise ValueError(
+            f"the snapshot has the devices {', '.join(then) or '(none)'}; the "
+            f"machine has {', '.join(now) or '(none)'}"
+        )
+
+
+# -- clones ------------------------------------------------------------------
+
+
+def clone(machine: Machine, count: int) -> list[Machine]:
+    """`count` machines of the same state, memory shared until it is written."""
+    if not isinstance(count, int) or count < 0:
+        raise ValueError(f"n {count!r} is not 0 or more")
+    machine._check_open()
+    check_still(machine)
+    snap = take(machine)
+    made: list[Machine] = []
+    try:
+        for _ in range(count):
+            made.append(make_clone(machine, snap))
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return made
+
+
+def make_clone(machine: Machine, snap: Snapshot) -> Machine:
+    """One more machine at this snapshot."""
+    from .machine import Machine as Base
+
+    # Not the __init__ of a subclass, which attaches what is here already.
+    new = type(machine).__new__(type(machine))
+    console = machine._console is not None
+    Base.__init__(
+        new, snap._native.memory(), **machine._options | {"console": console}
+    )
+    try:
+        twins = attach_devices(machine, new)
+        seen: dict[int, object] = {id(machine): new, **twins}
+        for name, value in vars(machine).items():
+            if name not in vars(new):
+                setattr(new, name, seen.get(id(value), value))
+        new._symbols = machine._symbols
+        if machine._console is not None and new._console is not None:
+            device = machine._console.device
+            if device is not None:
+                new._console._carry(seen[id(device)])
+        vm = new._realise()
+        vm.restore(snap._native)
+        new._image = machine._image
+        new._booted = True
+        for slot, state in zip(new._wiring.slots, snap._devices, strict=True):
+            states.load(slot, state, seen)
+        new._wiring.load_timers(
+            [(twin(timer, seen), left) for timer, left in snap._timers]
+        )
+        new._wiring.poll_again()
+        if new._console is not None and snap._console is not None:
+            new._console._load(snap._console)
+        new._runner._pending[:] = [
+            end for end in snap._ends if end[1].reason not in PASSING
+        ]
+        new._ran = snap._ran
+        new._at = snap
+    except BaseException:
+        new.close()
+        raise
+    return new
+
+
+def attach_devices(machine: Machine, new: Machine) -> dict[int, object]:
+    """A twin of each device in the same place; by the id of the first."""
+    twins: dict[int, object] = {}
+    shared = own(machine)
+    for slot in machine._wiring.slots:
+        device = make_twin(slot, shared)
+        places = {at.name: at.base for at in slot.ranges if at.base is not None}
+        new.attach(
+            device,
+            mmio=None if slot.is_port else slot.base,
+            port=slot.base if slot.is_port else None,
+            irq=slot.lines[0] if slot.lines else None,
+            name=slot.name,
+            places=places,
+        )
+        twin_slot = new._wiring.slots[-1]
+        assert twin_slot.lines == slot.lines, "lines are chosen in order"
+        twins[id(slot.device)] = device
+        twins[id(slot)] = twin_slot
+    return twins
+
+
+def make_twin(slot: Any, shared: list[object]) -> Any:
+    """A device like that one, not attached."""
+    device = slot.device
+    own_way = getattr(device, "clone", None)
+    if callable(own_way):
+        return own_way()
+    twin: Any = object.__new__(type(device))
+    if isinstance(device, Device):
+        twin = type(device).__new__(type(device))
+    for name, value in states.copied(
+        slot, states.attributes(device), states.memo(shared)
+    ).items():
+        setattr(twin, name, value)
+    return twin
+
+
+def twin(timer: Timer, seen: dict[int, object]) -> Timer:
+    """A timer of a device as one of its twin."""
+    from .timers import Timer as TimerType
+
+    new = TimerType.__new__(TimerType)
+    device = seen.get(id(timer.device))
+    if device is None:
+        raise Error(f"{timer!r} cannot be in a clone: whose is it?")
+    new._timers = device._services.timers  # type: ignore[attr-defined]
+    new.device = device
+    new.call = states.rebound(timer.call, seen, repr(timer))
+    new.every_ns = timer.every_ns
+    new.due_ns = timer.due_ns
+    new.pending = True
+    return new
