@@ -91,7 +91,7 @@ from pyvmm.devices.console_terminals import Pty, Stdio
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "Call",
@@ -188,29 +188,11 @@ class Console(virtio.Device):
         self.config.max_nr_ports = most
         self.features = F_SIZE | F_EMERG_WRITE
         self.features |= F_MULTIPORT if most > 1 else 0
-        self.queues = dict(self._make_queues())  # type: ignore[misc]
+        self.queues = name_queues(most)  # type: ignore[misc]
         self._console = self._new("", output if peer is None else peer, True)
         for name, other in ports.items():
             self.add(name, other)
         self.send(input)
-
-    def _make_queues(self) -> Iterator[tuple[str, int]]:
-        """Names and sizes, in order; handlers become attributes."""
-        for id in range(self._most):
-            # By name at each call: the class may be reloaded.
-            receive = f"receive{id or ''}"
-            setattr(
-                self, f"on_{receive}", lambda q, id=id: self._receive(id, q)
-            )
-            yield receive, QUEUE_SIZE
-            transmit = f"transmit{id or ''}"
-            setattr(
-                self, f"on_{transmit}", lambda q, id=id: self._transmit(id, q)
-            )
-            yield transmit, QUEUE_SIZE
-            if id == 0 and self._most > 1:
-                yield "control_receive", CONTROL_SIZE
-                yield "control_transmit", CONTROL_SIZE
 
     # -- for users -----------------------------------------------------------
 
@@ -413,10 +395,10 @@ class Console(virtio.Device):
 
     # -- data ----------------------------------------------------------------
 
-    def _transmit(self, id: int, queue: virtio.Queue) -> None:
+    def on_transmit(self, queue: virtio.Queue) -> None:
         with self.lock:
             self._settle()
-            port = self._ports.get(id)
+            port = self._ports.get(port_of(queue))
             if port is None:
                 return
             try:
@@ -461,10 +443,10 @@ class Console(virtio.Device):
                     break
         return taken
 
-    def _receive(self, id: int, queue: virtio.Queue) -> None:
+    def on_receive(self, queue: virtio.Queue) -> None:
         with self.lock:
             self._settle()
-            port = self._ports.get(id)
+            port = self._ports.get(port_of(queue))
             if port is None:
                 return
             if port.pending and port.opened:
@@ -550,6 +532,23 @@ class Console(virtio.Device):
                 self._control.connected(port)
             self.resized(self._console)
             self.wake()
+
+
+def name_queues(ports: int) -> dict[str, int]:
+    """The queues of a device with so many ports, in order (5.3.2)."""
+    queues: dict[str, int] = {}
+    for id in range(ports):
+        queues[f"receive{id or ''}"] = QUEUE_SIZE
+        queues[f"transmit{id or ''}"] = QUEUE_SIZE
+        if id == 0 and ports > 1:
+            queues["control_receive"] = CONTROL_SIZE
+            queues["control_transmit"] = CONTROL_SIZE
+    return queues
+
+
+def port_of(queue: virtio.Queue) -> int:
+    """The port that a queue belongs to; 2 and 3 are those for control."""
+    return max(0, queue.index // 2 - 1)
 
 
 # -- for a shell: pyvmm run --device devices-py/console.py:stdio ---------------

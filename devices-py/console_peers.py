@@ -58,6 +58,9 @@ class Peer:
         """The end is near: whether write() takes more within that time."""
         return False
 
+    def linger(self, seconds: float) -> None:
+        """All was written: wait, at most so long, if stop() would lose it."""
+
     def hold(self, full: bool) -> None:
         """The guest has enough input: no port.receive() until it has not."""
 

@@ -277,6 +277,7 @@ class Port:
                 left = until - monotonic()
                 if not self.unsent or left <= 0 or not self.peer.wait(left):
                     break
+            self.peer.linger(until - monotonic())
         finally:
             self.active = False
             while self._timers:

@@ -8,16 +8,19 @@ Pty      a pseudo terminal, for whoever opens it
 import atexit
 import fcntl
 import os
+import select
 import signal
 import struct
 import termios
 import tty
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic, sleep
 from typing import Any
 
-from pyvmm.devices.console_peers import Stream, is_hung_up, open_again
+from pyvmm.devices.console_peers import Stream, is_hung_up, open_again, poll
 
+PAUSE = 0.005  # seconds between looks whether all was read
 LOOK = 0.25  # seconds between looks at a window's size, or for who comes
 
 
@@ -151,6 +154,14 @@ class Pty(Stream):
         super().stop()
         self._here = False
 
+    def linger(self, seconds: float) -> None:
+        """When this end is closed, the kernel drops what was not read yet."""
+        until = monotonic() + seconds
+        while self._here and not is_hung_up(self._out):
+            if monotonic() >= until or not has_input(self.path):
+                break
+            sleep(PAUSE)
+
     def _look(self) -> None:
         gone = is_hung_up(self._in)
         if self._here and gone and self._held:
@@ -185,6 +196,18 @@ class Pty(Stream):
 
     def __repr__(self) -> str:
         return f"<Pty {self.path or 'not attached'}>"
+
+
+def has_input(path: str) -> bool:
+    """Whether who has this terminal open has not read all yet."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # no descriptor is left
+        return False
+    try:
+        return bool(poll(fd, select.POLLIN, 0))
+    finally:
+        os.close(fd)
 
 
 def in_foreground(fd: int) -> bool:

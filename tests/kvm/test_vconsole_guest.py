@@ -48,7 +48,9 @@ def read(fd: int, size: int) -> bytes:
     data = b""
     while len(data) < size:
         assert select.select([fd], [], [], 20)[0], data
-        data += os.read(fd, size - len(data))
+        piece = os.read(fd, size - len(data))
+        assert piece, data
+        data += piece
     return data
 
 

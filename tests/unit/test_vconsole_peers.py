@@ -24,7 +24,7 @@ import pytest
 from vguest import PORT_NAME, PORT_OPEN, Guest
 
 from pyvmm import virtio
-from pyvmm.devices import console_peers
+from pyvmm.devices import console_peers, console_terminals
 from pyvmm.devices.console import Call, Console, Pty, Socket, Stdio, Stream
 
 
@@ -514,6 +514,32 @@ def test_nobody_reads_the_pty() -> None:
             drv.poll(0.1)
             seen += os.read(fd, 1 << 16)
         assert seen == b"".join(b"%04d" % i * 256 for i in range(200))
+        os.close(fd)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_was_not_read_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    """The kernel would drop it; the wait ends when who reads has gone, too."""
+    pty = Pty()
+    fd = -1
+    seen = b""
+
+    def pause(seconds: float) -> None:
+        nonlocal seen
+        if reads:
+            seen += os.read(fd, 3)
+        else:
+            os.close(fd)
+
+    monkeypatch.setattr(console_terminals, "sleep", pause)
+    with virtio.driver(console(pty)) as drv:
+        fd = os.open(pty.path, os.O_RDWR | os.O_NOCTTY)
+        drv.advance(0.25)
+        drv.transmit(b"the end")
+    if reads:
+        assert seen == b"the end"
         os.close(fd)
 
 
