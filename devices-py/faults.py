@@ -116,7 +116,7 @@ def faulty(
         raise ValueError(f"{wrong[0]!r} is none of {', '.join(known)}")
     chosen = choose(every, at, chance, when, random.Random(seed))
     device.faults_to_come = Schedule(kinds or known, chosen, seed, delay)
-    device.__class__ = twin(type(device))
+    device.__class__ = twin(device)
     return device
 
 
@@ -146,11 +146,12 @@ def choose(
     return lambda number: dice.random() < chance
 
 
-def twin(cls: Any) -> type:
-    """A class like that one, whose devices misbehave."""
+def twin(device: Any) -> type:
+    """A class like that of the device, whose devices misbehave."""
+    cls: Any = type(device)
     names: dict[str, object] = {"__doc__": cls.__doc__, "size": cls.size}
-    if issubclass(cls, virtio.Device):
-        for queue in cls.queues:
+    if isinstance(device, virtio.Device):
+        for queue in device.queues:  # which may be the device's own
             names[f"on_{queue}"] = handler(cls, queue)
         mixin: type = FaultyQueues
     else:
@@ -256,7 +257,9 @@ class FaultyQueues:
 def handler(cls: Any, name: str) -> Callable[[Any, virtio.Queue], object]:
     """on_NAME of a class, which is given a queue whose requests go wrong."""
 
-    handle = getattr(cls, f"on_{name}")
+    handle = getattr(cls, f"on_{name}", None)
+    if handle is None:  # several queues share it
+        handle = getattr(cls, f"on_{name.rstrip('0123456789')}")
 
     def on_queue(self: Any, queue: virtio.Queue) -> object:
         return handle(self, FaultyQueue(self, queue, name))

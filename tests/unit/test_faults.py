@@ -6,7 +6,7 @@ import pytest
 
 import pyvmm
 from pyvmm import testing, virtio
-from pyvmm.devices import Hasher, faulty
+from pyvmm.devices import Blk, Hasher, faulty
 
 
 class Plain(pyvmm.Device):
@@ -106,6 +106,21 @@ def test_answers() -> None:
         assert first == digest
         wrong = int.from_bytes(first) ^ int.from_bytes(second)
         assert wrong.bit_count() == 1
+
+
+def test_queues_of_the_device_itself() -> None:
+    """Of which there are as many as it was told, with one handler."""
+    device = faulty(Blk(bytearray(4096), queues=2), "empty", at=[2, 3])
+    header = bytes(16)  # read sector 0
+    with virtio.driver(device) as drv:
+        sizes = [
+            len(drv[name](header, reply=513))
+            for name in ("requests", "requests1", "requests", "requests1")
+        ]
+        assert sizes == [513, 0, 0, 513]
+        assert [where for *_, where in device.injected] == [
+            "requests1", "requests"
+        ]  # fmt: skip
 
 
 def test_lost_requests() -> None:
