@@ -90,7 +90,7 @@ def bare(fd: int, write: bool, hz: float) -> float:
 
 
 def requests(effort: float) -> Iterator[Row]:
-    rounds = max(5, round(20 * effort))
+    rounds = max(5, round(15 * effort))
     hz = tsc_hz()
     with NamedTemporaryFile(prefix="pyvmm-bench-") as file:
         for _ in range(DISK >> 20):

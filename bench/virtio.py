@@ -81,7 +81,7 @@ def requests(effort: float) -> Iterator[Row]:
         found = pairs(
             partial(in_guest, pyvmm.Rng, depth, count),
             partial(in_guest, Empty, depth, count),
-            max(10, round(100 * effort)),
+            max(10, round(60 * effort)),
         )
         native = Figure([first / 1e3 for first, _ in found])
         yield Row(

@@ -41,9 +41,10 @@ configuration (5.2.6.2). Once a flush has failed all later ones do.
 Whatever the host refuses (disk full, file truncated, a bad sector) is an I/O
 error for the guest, and in `errors` and `error` for you.
 
-Requests are handled inline unless `notify="thread"`: what the host has in
-memory is read sooner than a thread wakes up. Take a thread for a file that is
-slow, and for guests that have something else to do while it flushes. Inline,
+Requests are handled inline, while the guest waits: many at a time cost less
+than waking a thread does, and no CPU but the guest's is wanted. With
+`notify="thread"` the guest runs on: for a file that is slow, for guests that
+have something else to do while it flushes, and where a CPU is free. Inline,
 with several queues and vCPUs, an object is called by several threads at a time.
 
 Source: virtio 1.2, 5.2, and Linux's <linux/virtio_blk.h>.
