@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pyvmm.devices.Vsock, packet by packet, without KVM."""
 
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -792,6 +793,25 @@ def test_attached_again() -> None:
         with connected(device) as (vm, sock):
             vm.send(vp.RW, *PORTS, b"x")
             assert drain(sock) == b"x"
+
+
+def test_no_descriptor_is_left() -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = count()
+    device = Vsock()
+    with guest(device) as vm:
+        device.listen(52)
+        for port in range(5):
+            vm.connect(port, 52)
+        vm.send(vp.RST, 1, 52)
+        vm.send(vp.SHUTDOWN, 2, 52, flags=vp.BOTH)
+        sock = device._request(80, id)
+        vm.poll()
+        assert count() > before + 10
+    sock.close()
+    assert count() == before
 
 
 def test_restored() -> None:
