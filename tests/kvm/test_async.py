@@ -217,9 +217,12 @@ def test_ctrl_c() -> None:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "spins\n"
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "spins\n"
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert child.returncode in (-signal.SIGINT, 130), errors
     assert "KeyboardInterrupt" in errors
