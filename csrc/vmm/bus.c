@@ -99,6 +99,28 @@ vmm_bus_remove(struct vmm_bus *bus, uint64_t base)
     return err;
 }
 
+int
+vmm_bus_replace(struct vmm_bus *bus, uint64_t base, void *owner,
+                const struct vmm_bus_ops *ops, void *dev, bool wait)
+{
+    int err = -ENOENT;
+    unsigned at;
+
+    if (wait)
+        pthread_rwlock_wrlock(&bus->lock);
+    else if (pthread_rwlock_trywrlock(&bus->lock))
+        return -EBUSY;
+    at = first_at_or_after(bus, base);
+    if (at < bus->count && bus->range[at].base == base &&
+        bus->range[at].owner == owner) {
+        bus->range[at].ops = ops;
+        bus->range[at].dev = dev;
+        err = 0;
+    }
+    pthread_rwlock_unlock(&bus->lock);
+    return err;
+}
+
 static bool
 holds(const struct vmm_range *range, uint64_t addr, unsigned len)
 {

@@ -24,7 +24,7 @@ enum vmm_bus_answer {
     VMM_BUS_DONE = 0,
     VMM_BUS_OWNER = 1,   /* done, and the owner has something to do now */
     VMM_BUS_STOP = 2,    /* done, and the run ends here (the exit port) */
-    VMM_BUS_OUTSIDE = 3, /* a range without ops: the caller handles it */
+    VMM_BUS_OUTSIDE = 3, /* the caller handles it; a range without ops */
 };
 
 struct vmm_bus_ops {
@@ -63,6 +63,15 @@ int vmm_bus_add(struct vmm_bus *bus, const struct vmm_range *range,
 
 /* Removes the range that starts at `base`; -ENOENT when none does. */
 int vmm_bus_remove(struct vmm_bus *bus, uint64_t base);
+
+/*
+ * Gives the range that starts at `base` and has this owner other ops and
+ * another device; -ENOENT when none does. When it returns 0 no op of the old
+ * device runs or will run. -EBUSY: that would have to be waited for, and `wait`
+ * is false.
+ */
+int vmm_bus_replace(struct vmm_bus *bus, uint64_t base, void *owner,
+                    const struct vmm_bus_ops *ops, void *dev, bool wait);
 
 /* Copies out the range that holds all of [addr, addr + len), or -ENOENT. */
 int vmm_bus_find(struct vmm_bus *bus, uint64_t addr, unsigned len,

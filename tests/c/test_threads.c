@@ -9,6 +9,7 @@
  */
 #include "vmm/bus.c"
 #include "vmm/console.c"
+#include "vmm/filter.c"
 #include "vmm/mem.c"
 
 #include "check.h"
@@ -234,6 +235,88 @@ a_console_is_anyones(void)
     vmm_console_fini(&con);
 }
 
+/* -- filters --------------------------------------------------------------- */
+
+/*
+ * Three vCPUs post numbers of their own and change a register that is not
+ * posted; the owner takes, and sets bits that they clear.
+ */
+static struct vmm_filter filter;
+static struct vmm_post post;
+static uint64_t posted_value, plain_value;
+static uint64_t next_of[4]; /* of each vCPU, the number to come */
+static unsigned left;       /* vCPUs; atomic */
+
+static void
+take_posted(void)
+{
+    uint64_t out[16];
+    unsigned number, run = vmm_post_run(&post, 16, &number);
+
+    vmm_post_take(&post, run, 8, out);
+    for (unsigned i = 0; i < run; i++) {
+        if (out[i] >> 32 > 3 || (uint32_t)out[i] != next_of[out[i] >> 32]++)
+            CHECK(!"in order");
+    }
+    vmm_post_done(&post, run);
+}
+
+static void *
+post_or_take(void *arg)
+{
+    uintptr_t who = (uintptr_t)arg;
+    uint64_t val;
+
+    pthread_barrier_wait(&start);
+    if (!who) {
+        while (__atomic_load_n(&left, __ATOMIC_SEQ_CST) ||
+               vmm_post_waiting(&post))
+            take_posted();
+        return NULL;
+    }
+    for (uint64_t i = 0; i < ROUNDS; i++) {
+        while (vmm_filter_ops.write(&filter, 0, 8, who << 32 | i) ==
+               VMM_BUS_OUTSIDE)
+            ;
+        vmm_filter_ops.read(&filter, 8, 8, &val);
+        vmm_reg_write(&filter.reg[1], 1ULL << who); /* w1c */
+    }
+    __atomic_fetch_sub(&left, 1, __ATOMIC_SEQ_CST);
+    return NULL;
+}
+
+static void
+posted_writes_keep_their_order(void)
+{
+    const struct vmm_reg reg[2] = {
+        {.offset = 0,
+         .len = 8,
+         .here = VMM_REG_WRITE | VMM_REG_POSTED,
+         .value = &posted_value,
+         .stored = UINT64_MAX},
+        {.offset = 8,
+         .len = 8,
+         .here = VMM_REG_READ | VMM_REG_WRITE,
+         .number = 1,
+         .value = &plain_value,
+         .readable = UINT64_MAX,
+         .w1c = UINT64_MAX},
+    };
+
+    CHECK_EQ(vmm_post_init(&post, 32), 0);
+    filter = (struct vmm_filter){.reg = reg,
+                                 .count = 2,
+                                 .here = VMM_REG_READ | VMM_REG_WRITE,
+                                 .post = &post};
+    plain_value = 0x1e;
+    left = 3;
+    together(post_or_take, 4);
+    for (unsigned i = 1; i < 4; i++)
+        CHECK_EQ(next_of[i], ROUNDS);
+    CHECK_EQ(plain_value, 0x10); /* each has cleared its own bit */
+    vmm_post_fini(&post);
+}
+
 int
 main(void)
 {
@@ -241,5 +324,6 @@ main(void)
     RUN(no_dirty_bit_is_lost);
     RUN(taking_loses_nothing);
     RUN(a_console_is_anyones);
+    RUN(posted_writes_keep_their_order);
     return check_done();
 }
