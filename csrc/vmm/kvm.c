@@ -132,6 +132,8 @@ ask_sizes(struct vmm_kvm *kvm)
     kvm->sync_regs = (uint64_t)vmm_kvm_check(kvm, KVM_CAP_SYNC_REGS);
     kvm->max_vcpus = (unsigned)vmm_kvm_check(kvm, KVM_CAP_MAX_VCPUS);
     kvm->max_slots = (unsigned)vmm_kvm_check(kvm, KVM_CAP_NR_MEMSLOTS);
+    kvm->ring_page = (unsigned)vmm_kvm_check(kvm, KVM_CAP_COALESCED_MMIO);
+    kvm->ring_pio = vmm_kvm_check(kvm, KVM_CAP_COALESCED_PIO);
 }
 
 int

@@ -31,6 +31,8 @@ struct vmm_kvm {
     size_t xsave_size;
     unsigned max_vcpus;
     unsigned max_slots;
+    unsigned ring_page;     /* of a vCPU's mapping: coalesced writes. 0: none */
+    bool ring_pio;          /* those to ports, too */
     struct vmm_cpuid cpuid; /* KVM_GET_SUPPORTED_CPUID */
     const char *call;       /* what was refused last */
 };

@@ -40,6 +40,8 @@ vmm_vcpu_init(struct vmm_vcpu *cpu, struct vmm_vm *vm, unsigned cpus)
         return ret;
     cpu->fd = ret;
     cpu->vm = vm;
+    if (!cpu->index)
+        vm->vcpu_fd = cpu->fd;
     run = mmap(NULL, vm->kvm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED,
                cpu->fd, 0);
     if (run == MAP_FAILED) {
@@ -71,6 +73,8 @@ vmm_vcpu_detach(struct vmm_vcpu *cpu)
     rest.fd = cpu->fd;
     rest.run = cpu->run;
     rest.run_size = cpu->vm->kvm->run_size;
+    if (cpu->vm->vcpu_fd == cpu->fd)
+        cpu->vm->vcpu_fd = -1;
     cpu->fd = -1;
     cpu->run = NULL;
     cpu->vm = NULL;
@@ -136,6 +140,19 @@ vmm_vcpu_answer(struct vmm_vcpu *cpu, const struct vmm_exit *exit, uint64_t val)
     store_le(access_data(cpu, exit->pio), exit->len, val);
 }
 
+uint8_t *
+vmm_vcpu_string(struct vmm_vcpu *cpu, const struct vmm_exit *exit)
+{
+    assert(exit->count > 1);
+    return access_data(cpu, true);
+}
+
+void
+vmm_vcpu_string_done(struct vmm_vcpu *cpu)
+{
+    cpu->string_next = cpu->run->io.count;
+}
+
 static void
 remember(struct vmm_vcpu *cpu, const struct vmm_exit *exit)
 {
@@ -149,27 +166,19 @@ remember(struct vmm_vcpu *cpu, const struct vmm_exit *exit)
     past->val = exit->val;
 }
 
-/*
- * One access, which `exit` describes. Returns true when the caller of
- * vmm_vcpu_run must see it.
- */
-static bool
-do_access(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+/* The access that `exit` describes: what came of it is its reason. */
+static void
+ask_bus(struct vmm_vm *vm, struct vmm_exit *exit)
 {
-    struct vmm_bus *bus = exit->pio ? &cpu->vm->pio : &cpu->vm->mmio;
-    uint8_t *data = access_data(cpu, exit->pio);
+    struct vmm_bus *bus = exit->pio ? &vm->pio : &vm->mmio;
     int answer;
 
-    if (exit->write) {
-        exit->val = load_le(data, exit->len);
+    if (exit->write)
         answer =
             vmm_bus_write(bus, exit->addr, exit->len, exit->val, &exit->range);
-    } else {
-        exit->val = vmm_ones(exit->len);
+    else
         answer =
             vmm_bus_read(bus, exit->addr, exit->len, &exit->val, &exit->range);
-        store_le(data, exit->len, exit->val);
-    }
     switch (answer) {
     case VMM_BUS_DONE:
         exit->reason = VMM_EXIT_NATIVE;
@@ -187,8 +196,74 @@ do_access(struct vmm_vcpu *cpu, struct vmm_exit *exit)
         exit->reason = VMM_EXIT_UNCLAIMED;
         break;
     }
+}
+
+/*
+ * One access of the exit. Returns true when the caller of vmm_vcpu_run must see
+ * it.
+ */
+static bool
+do_access(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    uint8_t *data = access_data(cpu, exit->pio);
+
+    exit->val = exit->write ? load_le(data, exit->len) : vmm_ones(exit->len);
+    ask_bus(cpu->vm, exit);
+    if (!exit->write)
+        store_le(data, exit->len, exit->val);
     remember(cpu, exit);
-    return answer != VMM_BUS_DONE || cpu->trace;
+    return exit->reason != VMM_EXIT_NATIVE || cpu->trace;
+}
+
+/*
+ * The lock is held until the write is done, and only then has it left the
+ * ring: a vCPU that finds it empty can go on to what its guest did afterwards.
+ */
+bool
+vmm_vcpu_coalesced(struct vmm_vm *vm, struct vmm_exit *exit)
+{
+    struct kvm_coalesced_mmio_ring *ring =
+        __atomic_load_n(&vm->ring, __ATOMIC_ACQUIRE);
+    const struct kvm_coalesced_mmio *entry;
+    bool found;
+
+    if (!ring)
+        return false;
+    pthread_mutex_lock(&vm->ring_lock);
+    found = vmm_vm_ring_waits(vm);
+    if (found) {
+        entry = &ring->coalesced_mmio[ring->first];
+        exit->kvm_reason = entry->pio ? KVM_EXIT_IO : KVM_EXIT_MMIO;
+        exit->pio = entry->pio;
+        exit->count = 1;
+        exit->write = true;
+        exit->len = (unsigned)vmm_min(entry->len, sizeof entry->data);
+        exit->addr = entry->phys_addr;
+        exit->val = load_le(entry->data, exit->len);
+        ask_bus(vm, exit);
+        __atomic_store_n(&ring->first, (ring->first + 1) % VMM_RING_ENTRIES,
+                         __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&vm->ring_lock);
+    return found;
+}
+
+/*
+ * What the guest wrote before its exit, with no exit for each. No more than
+ * the ring holds: what comes meanwhile is of other vCPUs, and for them to do.
+ */
+static bool
+do_ring(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    for (unsigned i = 0; i < VMM_RING_ENTRIES && vmm_vm_ring_waits(cpu->vm);
+         i++) {
+        if (!vmm_vcpu_coalesced(cpu->vm, exit))
+            break; /* another vCPU was faster */
+        remember(cpu, exit);
+        if (exit->reason != VMM_EXIT_NATIVE || cpu->trace)
+            return true;
+    }
+    return false;
 }
 
 /* The elements of a string I/O that were not looked at yet. */
@@ -198,7 +273,7 @@ do_pio(struct vmm_vcpu *cpu, struct vmm_exit *exit)
     const struct kvm_run *run = cpu->run;
 
     while (cpu->string_next < run->io.count) {
-        cpu->string_next++;
+        exit->count = run->io.count - cpu->string_next++;
         exit->pio = true;
         exit->write = run->io.direction == KVM_EXIT_IO_OUT;
         exit->len = run->io.size;
@@ -209,20 +284,13 @@ do_pio(struct vmm_vcpu *cpu, struct vmm_exit *exit)
     return false;
 }
 
-/* What the last exit left of a string I/O, before the guest is entered. */
-static bool
-do_rest_of_string(struct vmm_vcpu *cpu, struct vmm_exit *exit)
-{
-    return cpu->unsettled && cpu->run->exit_reason == KVM_EXIT_IO &&
-           do_pio(cpu, exit);
-}
-
 static bool
 do_mmio(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
     const struct kvm_run *run = cpu->run;
 
     exit->pio = false;
+    exit->count = 1;
     exit->write = run->mmio.is_write;
     exit->len = run->mmio.len;
     exit->addr = run->mmio.phys_addr;
@@ -301,12 +369,34 @@ decode(struct vmm_vcpu *cpu, struct vmm_exit *exit)
         exit->reason = VMM_EXIT_UNKNOWN;
         break;
     }
-    exit->len = 0;
+    exit->len = exit->count = 0;
     exit->pio = exit->write = false;
     exit->addr = exit->pc;
     exit->val = exit->code;
     remember(cpu, exit);
     return true;
+}
+
+/* The same, behind what the ring had before it. */
+static bool
+decode_in_order(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    cpu->undecoded = cpu->unsettled = true;
+    if (do_ring(cpu, exit))
+        return true;
+    cpu->undecoded = false;
+    cpu->unsettled = false;
+    return decode(cpu, exit);
+}
+
+/* What is left of the last exit, before the guest is entered. */
+static bool
+do_rest(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    if (cpu->undecoded)
+        return decode_in_order(cpu, exit);
+    return cpu->unsettled && cpu->run->exit_reason == KVM_EXIT_IO &&
+           do_pio(cpu, exit);
 }
 
 /* -- running ------------------------------------------------------------- */
@@ -387,13 +477,17 @@ vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
     int ret;
 
-    if (do_rest_of_string(cpu, exit))
+    if (do_rest(cpu, exit))
         return 0;
     for (;;) {
         if (step_is_lost(cpu))
             return end_step(cpu, exit);
         ret = enter(cpu);
         if (ret == -EINTR) {
+            if (do_ring(cpu, exit)) {
+                set_immediate_exit(cpu, 1); /* come back for the signal */
+                return 0;
+            }
             /*
              * Clear first, look after: a kick from now on sets the flag
              * again and is seen at the next entry.
@@ -406,8 +500,7 @@ vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
         }
         if (ret)
             return ret;
-        cpu->unsettled = false;
-        if (decode(cpu, exit))
+        if (decode_in_order(cpu, exit))
             return 0;
     }
 }
@@ -418,7 +511,7 @@ vmm_vcpu_settle(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
     int ret = 0;
 
-    if (do_rest_of_string(cpu, exit))
+    if (do_rest(cpu, exit))
         return 0;
     cpu->run->kvm_valid_regs = cpu->vm->kvm->sync_regs;
     while (cpu->unsettled) {
@@ -430,8 +523,7 @@ vmm_vcpu_settle(struct vmm_vcpu *cpu, struct vmm_exit *exit)
         }
         if (ret)
             break;
-        cpu->unsettled = false;
-        if (decode(cpu, exit))
+        if (decode_in_order(cpu, exit))
             goto out;
     }
     exit->reason = VMM_EXIT_NONE;

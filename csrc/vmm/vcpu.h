@@ -58,6 +58,7 @@ struct vmm_exit {
     unsigned len; /* 1 to 8 */
     uint64_t addr;
     uint64_t val;           /* what was written, or read from a native device */
+    unsigned count;         /* elements of a string left, with this one; or 1 */
     struct vmm_range range; /* whose it is; not for UNCLAIMED */
 
     /*
@@ -94,6 +95,7 @@ struct vmm_vcpu {
     uint64_t exits;      /* returns of KVM_RUN so far */
     bool trace;          /* return what C handled as VMM_EXIT_NATIVE */
 
+    bool undecoded;       /* the last exit waits behind KVM's ring */
     bool unsettled;       /* the last exit was an access */
     uint32_t string_next; /* string I/O: the element to look at next */
     uint64_t fresh;       /* KVM_SYNC_X86_*: valid in run->s.regs */
@@ -134,9 +136,24 @@ int vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit);
 /* The same without entering the guest: VMM_EXIT_NONE once nothing is open. */
 int vmm_vcpu_settle(struct vmm_vcpu *cpu, struct vmm_exit *exit);
 
+/*
+ * The oldest write in KVM's ring (vmm_vm_coalesce), done as vmm_vcpu_run does
+ * accesses: *exit is one, NATIVE when it is done. False: none waits. From any
+ * thread; whoever finds the ring empty may rely on all being done.
+ */
+bool vmm_vcpu_coalesced(struct vmm_vm *vm, struct vmm_exit *exit);
+
 /* The value of the read that vmm_vcpu_run just returned. */
 void vmm_vcpu_answer(struct vmm_vcpu *cpu, const struct vmm_exit *exit,
                      uint64_t val);
+
+/*
+ * String I/O (`rep insb`) comes as one exit for each element. A caller who
+ * does all that are left, exit->count, finds them here in a row, this one
+ * first, and says so.
+ */
+uint8_t *vmm_vcpu_string(struct vmm_vcpu *cpu, const struct vmm_exit *exit);
+void vmm_vcpu_string_done(struct vmm_vcpu *cpu);
 
 /*
  * Makes the next or current vmm_vcpu_run return VMM_EXIT_INTR: sets the flag

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "dirty.h"
@@ -67,6 +68,7 @@ vmm_vm_init(struct vmm_vm *vm, struct vmm_kvm *kvm, struct vmm_mem *mem,
     vm->kvm = kvm;
     vm->mem = mem;
     vm->fd = -1;
+    vm->vcpu_fd = -1;
     vm->call = "pthread_rwlock_init";
     err = vmm_bus_init(&vm->pio, 0xffff);
     if (err)
@@ -94,6 +96,18 @@ fail:
     return err;
 }
 
+static void
+unmap_ring(struct vmm_vm *vm)
+{
+    struct kvm_coalesced_mmio_ring *ring =
+        __atomic_exchange_n(&vm->ring, NULL, __ATOMIC_ACQ_REL);
+
+    if (!ring)
+        return;
+    munmap(ring, VMM_PAGE_SIZE);
+    pthread_mutex_destroy(&vm->ring_lock);
+}
+
 void
 vmm_vm_fini(struct vmm_vm *vm)
 {
@@ -104,6 +118,7 @@ vmm_vm_fini(struct vmm_vm *vm)
     vm->fd = -1;
     vmm_bus_fini(&vm->pio);
     vmm_bus_fini(&vm->mmio);
+    unmap_ring(vm);
     free(vm->route);
     free(vm->log);
     vm->route = NULL;
@@ -116,6 +131,7 @@ vmm_vm_detach(struct vmm_vm *vm)
 {
     int fd = vm->fd;
 
+    unmap_ring(vm); /* it keeps the VM */
     vm->fd = -1;
     return fd;
 }
@@ -331,4 +347,65 @@ int
 vmm_vm_ioeventfd_remove(struct vmm_vm *vm, const struct vmm_doorbell *bell)
 {
     return ioeventfd(vm, bell, KVM_IOEVENTFD_FLAG_DEASSIGN);
+}
+
+/*
+ * The ring is a page that every vCPU's fd maps; this mapping is the VM's own,
+ * so that it does not matter who takes from the ring.
+ */
+static int
+map_ring(struct vmm_vm *vm)
+{
+    void *ring;
+    int err;
+
+    if (vm->ring)
+        return 0;
+    vm->call = "KVM_REGISTER_COALESCED_MMIO";
+    if (!vm->kvm->ring_page || vm->vcpu_fd < 0)
+        return -ENXIO;
+    ring = mmap(NULL, VMM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
+                vm->vcpu_fd, (off_t)(vm->kvm->ring_page * VMM_PAGE_SIZE));
+    if (ring == MAP_FAILED)
+        return -errno;
+    err = -pthread_mutex_init(&vm->ring_lock, NULL);
+    if (err) {
+        munmap(ring, VMM_PAGE_SIZE);
+        return err;
+    }
+    __atomic_store_n(&vm->ring, ring, __ATOMIC_RELEASE);
+    return 0;
+}
+
+int
+vmm_vm_coalesce(struct vmm_vm *vm, const struct vmm_zone *zone)
+{
+    struct kvm_coalesced_mmio_zone arg = {
+        .addr = zone->addr,
+        .size = zone->len,
+        .pio = zone->pio,
+    };
+    int err = map_ring(vm);
+
+    if (err)
+        return err;
+    if (zone->pio && !vm->kvm->ring_pio) {
+        vm->call = "KVM_REGISTER_COALESCED_MMIO";
+        return -ENXIO;
+    }
+    return vm_ioctl(vm, KVM_REGISTER_COALESCED_MMIO, &arg,
+                    "KVM_REGISTER_COALESCED_MMIO");
+}
+
+int
+vmm_vm_coalesce_remove(struct vmm_vm *vm, const struct vmm_zone *zone)
+{
+    struct kvm_coalesced_mmio_zone arg = {
+        .addr = zone->addr,
+        .size = zone->len,
+        .pio = zone->pio,
+    };
+
+    return vm_ioctl(vm, KVM_UNREGISTER_COALESCED_MMIO, &arg,
+                    "KVM_UNREGISTER_COALESCED_MMIO");
 }

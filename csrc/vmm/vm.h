@@ -7,8 +7,9 @@
  * first slot change soon after the others waits for a kernel grace period.
  *
  * Ownership: borrows the struct vmm_kvm and the struct vmm_mem, which must
- * outlive it; owns its fd and the two buses. Closing a young VM takes about 15
- * ms inside the kernel: vmm_vm_detach hands the fd to whoever has the time.
+ * outlive it; owns its fd, the two buses and a mapping of KVM's ring. Closing a
+ * young VM takes about 15 ms inside the kernel: vmm_vm_detach hands the fd to
+ * whoever has the time.
  *
  * Threads: any; the kernel serialises. vm->call is the last refusal, so one
  * thread at a time can be told what was refused.
@@ -39,10 +40,13 @@ struct vmm_vm {
     uint64_t *log;   /* of dirty pages, the largest slot's; or NULL: none */
     bool log_manual; /* it is cleared by a call of its own */
     unsigned vcpus;  /* made so far */
+    int vcpu_fd;     /* of the first one, while that is open */
     unsigned wakers; /* what may raise an interrupt at any time; atomic */
     struct kvm_irq_routing_entry *route;
     unsigned routes;
-    const char *call; /* what was refused last */
+    struct kvm_coalesced_mmio_ring *ring; /* once there is a zone; atomic */
+    pthread_mutex_t ring_lock;            /* for whoever takes from it */
+    const char *call;                     /* what was refused last */
 };
 
 /*
@@ -108,5 +112,38 @@ struct vmm_doorbell {
 
 int vmm_vm_ioeventfd(struct vmm_vm *vm, const struct vmm_doorbell *bell);
 int vmm_vm_ioeventfd_remove(struct vmm_vm *vm, const struct vmm_doorbell *bell);
+
+/*
+ * KVM_REGISTER_COALESCED_MMIO: a guest's write that lies in this zone does not
+ * exit. It waits in the VM's ring, which vmm_vcpu_run empties before it looks
+ * at anything else that the guest did; so does whoever handles a doorbell
+ * (vmm_vcpu_coalesced). When the ring is full, after 169 writes, they exit.
+ * -ENXIO: the host cannot do that, or there is no vCPU yet. -ENOSPC: it has
+ * too many zones.
+ */
+#define VMM_RING_ENTRIES /* KVM_COALESCED_MMIO_MAX wants a PAGE_SIZE */        \
+    ((VMM_PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) /                \
+     sizeof(struct kvm_coalesced_mmio))
+
+struct vmm_zone {
+    bool pio;
+    unsigned len;
+    uint64_t addr;
+};
+
+int vmm_vm_coalesce(struct vmm_vm *vm, const struct vmm_zone *zone);
+/* What is in the ring stays there. */
+int vmm_vm_coalesce_remove(struct vmm_vm *vm, const struct vmm_zone *zone);
+
+/* Whether a write waits in the ring. */
+static inline bool
+vmm_vm_ring_waits(const struct vmm_vm *vm)
+{
+    const struct kvm_coalesced_mmio_ring *ring =
+        __atomic_load_n(&vm->ring, __ATOMIC_ACQUIRE);
+
+    return ring && __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE) !=
+                       __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);
+}
 
 #endif

@@ -127,12 +127,38 @@ set_up(void)
     cpu.run = run;
 }
 
+/* KVM's ring of writes that do not exit; keep() is the kernel's side. */
+static struct kvm_coalesced_mmio_ring *ring;
+
+static void
+add_ring(void)
+{
+    ring = calloc(1, VMM_PAGE_SIZE);
+    pthread_mutex_init(&vm.ring_lock, NULL);
+    vm.ring = ring;
+}
+
+static void
+keep(bool pio, uint64_t addr, unsigned len, uint64_t val)
+{
+    struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[ring->last];
+
+    entry->phys_addr = addr;
+    entry->len = len;
+    entry->pio = pio;
+    memcpy(entry->data, &val, 8);
+    ring->last = (ring->last + 1) % VMM_RING_ENTRIES;
+}
+
 static void
 tear_down(void)
 {
     vmm_bus_fini(&vm.pio);
     vmm_bus_fini(&vm.mmio);
     free(run);
+    if (vm.ring)
+        pthread_mutex_destroy(&vm.ring_lock);
+    free(vm.ring);
 }
 
 static int
@@ -239,6 +265,29 @@ answers_go_to_their_element(void)
     CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
     vmm_vcpu_answer(&cpu, &out, 0x2222);
     CHECK(!memcmp(io_data(), "\x11\x11\x22\x22", 4));
+    tear_down();
+}
+
+static void
+a_string_may_be_done_at_once(void)
+{
+    set_up();
+    script[0] = string_in;
+    script[1] = in_native;
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.count, 2);
+    CHECK(vmm_vcpu_string(&cpu, &out) == io_data());
+    vmm_vcpu_string_done(&cpu);
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.reason, VMM_EXIT_INTR);
+    CHECK_EQ(played, 2);
+    tear_down();
+    set_up();
+    script[0] = string_in;
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    vmm_vcpu_answer(&cpu, &out, 0x1111);
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.count, 1); /* the last one is no string any more */
     tear_down();
 }
 
@@ -556,12 +605,183 @@ state_is_not_set_in_an_instruction(void)
     tear_down();
 }
 
+/* -- writes that KVM has kept back ------------------------------------------
+ */
+
+static int
+out_after_two(struct kvm_run *r)
+{
+    keep(true, 0x41, 2, 0xbbaa);
+    keep(false, 0xd0000004, 4, 0x12345678);
+    return out_native(r);
+}
+
+static void
+the_ring_comes_before_the_exit(void)
+{
+    set_up();
+    add_ring();
+    script[0] = out_after_two;
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.reason, VMM_EXIT_INTR);
+    CHECK_EQ(seen_count, 3);
+    CHECK_EQ(seen[0], 0xbbaa);
+    CHECK_EQ(seen[1], 0x12345678);
+    CHECK_EQ(seen[2], 0x1234);
+    CHECK_EQ(cpu.past_count, 3);
+    CHECK(cpu.past[0].pio && !cpu.past[1].pio);
+    CHECK_EQ(cpu.past[1].addr, 0xd0000004);
+    CHECK_EQ(cpu.exits, 2);
+    CHECK(!vmm_vm_ring_waits(&vm));
+    tear_down();
+}
+
+static int
+in_after_one_for_the_caller(struct kvm_run *r)
+{
+    keep(false, 0xd0001004, 4, 77);
+    keep(false, 0xd0000000, 1, 78);
+    return io(r, false, 0x60, 2, 1);
+}
+
+/* The exit waits meanwhile, whether the caller goes on or settles. */
+static void
+the_callers_part_of_the_ring_is_returned(bool settles)
+{
+    set_up();
+    add_ring();
+    script[0] = in_after_one_for_the_caller;
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.reason, VMM_EXIT_ACCESS);
+    CHECK(out.write && !out.pio);
+    CHECK_EQ(out.count, 1);
+    CHECK_EQ(out.addr, 0xd0001004);
+    CHECK_EQ(out.val, 77);
+    CHECK_EQ(seen_count, 0);
+    CHECK(cpu.unsettled);
+    CHECK_EQ(settles ? vmm_vcpu_settle(&cpu, &out) : vmm_vcpu_run(&cpu, &out),
+             0);
+    CHECK_EQ(out.reason, VMM_EXIT_ACCESS);
+    CHECK(!out.write && out.pio);
+    CHECK_EQ(out.addr, 0x60);
+    CHECK_EQ(seen_count, 1);
+    CHECK_EQ(played, 1);
+    vmm_vcpu_answer(&cpu, &out, 0x4321);
+    CHECK(!memcmp(io_data(), "\x21\x43", 2));
+    CHECK_EQ(vmm_vcpu_settle(&cpu, &out), 0);
+    CHECK_EQ(out.reason, VMM_EXIT_NONE);
+    CHECK_EQ(cpu.exits, 2);
+    tear_down();
+}
+
+static void
+the_callers_part_of_the_ring_comes_first(void)
+{
+    the_callers_part_of_the_ring_is_returned(false);
+}
+
+static void
+settling_loses_no_exit_behind_the_ring(void)
+{
+    the_callers_part_of_the_ring_is_returned(true);
+}
+
+static int
+signal_after_one_for_the_caller(struct kvm_run *r)
+{
+    keep(true, 0x60, 1, 5);
+    return interrupted(r);
+}
+
+static void
+a_signal_behind_the_ring_is_not_lost(void)
+{
+    set_up();
+    add_ring();
+    script[0] = signal_after_one_for_the_caller;
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.reason, VMM_EXIT_ACCESS);
+    CHECK_EQ(out.val, 5);
+    CHECK_EQ(run->immediate_exit, 1);
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(out.reason, VMM_EXIT_INTR);
+    CHECK_EQ(run->immediate_exit, 0);
+    tear_down();
+}
+
+static int
+out_after_many(struct kvm_run *r)
+{
+    for (unsigned i = 1; i < VMM_RING_ENTRIES; i++)
+        keep(false, 0xd0000000, 8, i);
+    return out_native(r);
+}
+
+static void
+a_full_ring_wraps(void)
+{
+    set_up();
+    add_ring();
+    ring->first = ring->last = 100;
+    script[0] = script[1] = out_after_many;
+    CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+    CHECK_EQ(seen_count, 2 * VMM_RING_ENTRIES);
+    CHECK_EQ(seen[seen_count % 32 - 1], 0x1234);
+    CHECK_EQ(seen[seen_count % 32 - 2], VMM_RING_ENTRIES - 1);
+    CHECK_EQ(ring->first, ring->last);
+    tear_down();
+}
+
+static void
+the_ring_is_anyones_to_empty(void)
+{
+    set_up();
+    CHECK(!vmm_vcpu_coalesced(&vm, &out)); /* no ring */
+    add_ring();
+    CHECK(!vmm_vcpu_coalesced(&vm, &out));
+    keep(false, 0xd0000000, 12, 0x99); /* no such length: 8 at most */
+    keep(false, 0xd000000c, 8, 1);     /* straddles the range's end */
+    keep(true, 0x4f, 1, 2);            /* stops, if it were an exit */
+    keep(true, 0x6f, 1, 3);
+    CHECK(vmm_vcpu_coalesced(&vm, &out));
+    CHECK_EQ(out.reason, VMM_EXIT_NATIVE);
+    CHECK_EQ(out.len, 8);
+    CHECK_EQ(seen[0], 0x99);
+    CHECK(vmm_vcpu_coalesced(&vm, &out));
+    CHECK_EQ(out.reason, VMM_EXIT_UNCLAIMED);
+    CHECK(vmm_vcpu_coalesced(&vm, &out));
+    CHECK_EQ(out.reason, VMM_EXIT_STOP);
+    CHECK(vmm_vcpu_coalesced(&vm, &out));
+    CHECK_EQ(out.reason, VMM_EXIT_ACCESS);
+    CHECK_EQ(out.val, 3);
+    CHECK(!vmm_vcpu_coalesced(&vm, &out));
+    CHECK_EQ(cpu.past_count, 0); /* nobody's exits */
+    tear_down();
+}
+
+static void
+a_trace_sees_the_ring(void)
+{
+    set_up();
+    add_ring();
+    cpu.trace = true;
+    script[0] = out_after_two;
+    for (unsigned i = 0; i < 3; i++) {
+        CHECK_EQ(vmm_vcpu_run(&cpu, &out), 0);
+        CHECK_EQ(out.reason, VMM_EXIT_NATIVE);
+        CHECK_EQ(seen_count, i + 1);
+    }
+    CHECK_EQ(played, 1);
+    tear_down();
+}
+
 int
 main(void)
 {
     RUN(native_accesses_stay_inside);
     RUN(each_element_of_a_string_comes);
     RUN(answers_go_to_their_element);
+    RUN(a_string_may_be_done_at_once);
     RUN(a_stop_in_a_string_leaves_the_rest_to_settling);
     RUN(both_parts_of_a_crossing_store_come);
     RUN(a_read_that_straddles_gets_all_ones);
@@ -571,5 +791,12 @@ main(void)
     RUN(settling_keeps_a_kick_for_later);
     RUN(refusals_are_passed_on);
     RUN(state_is_not_set_in_an_instruction);
+    RUN(the_ring_comes_before_the_exit);
+    RUN(the_callers_part_of_the_ring_comes_first);
+    RUN(settling_loses_no_exit_behind_the_ring);
+    RUN(a_signal_behind_the_ring_is_not_lost);
+    RUN(a_full_ring_wraps);
+    RUN(the_ring_is_anyones_to_empty);
+    RUN(a_trace_sees_the_ring);
     return check_done();
 }
