@@ -18,7 +18,7 @@ Importing does nothing: each name is loaded when it is first used.
     cpu.py         registers and page tables of one vCPU
     memory.py      the address spaces m.mem and m.cpu.mem
     device.py      Device and Irq: what users subclass
-    registers.py   Reg: registers that a device declares
+    registers.py   Reg: registers that a device declares; doorbell.py: Doorbell
     timers.py      after() and every() of devices
     snapshot.py    Snapshot: a moment to go back to; state.py: of devices
     rng.py         Rng: a native virtio-rng
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .device import Irq as Irq
     from .device import Msi as Msi
     from .device import Range as Range
+    from .doorbell import Doorbell as Doorbell
     from .errors import Error as Error
     from .errors import GuestError as GuestError
     from .errors import GuestTimeout as GuestTimeout
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Boot": "boot",
     "Device": "device",
+    "Doorbell": "doorbell",
     "Error": "errors",
     "GuestError": "errors",
     "GuestTimeout": "errors",
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Irq",
     "Msi",
     "Reg",
+    "Doorbell",
     "Range",
     "Rng",
     "Stop",

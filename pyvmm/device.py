@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Self, TypeVar, overload
 
+    from . import _vmm
+    from .doorbell import Key
     from .machine import Machine
     from .registers import Layout
 
+    # Registers, their device, which range, whether they read and write.
+    Served = tuple[_vmm.Registers, "Device", int, bool, bool]
+
     F = TypeVar("F", bound=Callable[..., Any])
 
-REGISTERS = f"{__package__}.registers"  # loaded for classes that have some
+# What is declared in these is loaded for classes that have some.
+REGISTERS = (f"{__package__}.registers", f"{__package__}.doorbell")
 LAST_LINE = 23  # of the IOAPIC
 
 
@@ -196,28 +202,52 @@ class RangeAt:
 
     def _bind(self, range: Range) -> None:
         """Look up what answers, in the device's class as it is now."""
-        from .registers import Layout, make_methods, method
-
         device, cls = self.device, type(self.device)
-        self._layout: Layout | None = None
-        if cls._layout is not None:
-            self._layout = Layout(cls, cls._layout.by_name, range)
-            self._layout.check_size(range.size)
-            read, write = make_methods(self._layout)
-        if range._read is not None:
-            read = method(cls, range._read)
-        elif not (self._layout and self._layout.regs):
-            read = ones
-        if range._write is not None:
-            write = method(cls, range._write)  # type: ignore[assignment]
-        elif not (self._layout and self._layout.regs):
-            write = nothing
-        self.read: Callable[[int, int], int] = MethodType(read, device)
-        self.write: Callable[[int, int, int], None] = MethodType(write, device)
+        self._index = 1 + declared(cls, Range).index(self.name)
+        self._layout = cls._layout
+        self._reads = range._read is None and self._has_registers
+        self._writes = range._write is None and self._has_registers
+        self.read: Callable[[int, int], int]
+        self.write: Callable[[int, int, int], None]
+        if self._reads:
+            self.read = self._read_registers
+        else:
+            self.read = MethodType(method(cls, range._read or ones), device)
+        if self._writes:
+            self.write = self._write_registers
+        else:
+            self.write = MethodType(
+                method(cls, range._write or nothing), device
+            )
+
+    @property
+    def _has_registers(self) -> bool:
+        return self._layout is not None and bool(
+            self._layout.places[self._index]
+        )
+
+    def _read_registers(self, offset: int, size: int) -> int:
+        device = self.device
+        return device._registers.read(device, self._index, offset, size)
+
+    def _write_registers(self, offset: int, size: int, value: int) -> None:
+        device = self.device
+        device._registers.write(device, self._index, offset, size, value)
+
+    def _served(self) -> Served | None:
+        """For _vmm.Bus, as Device._served()."""
+        if not self._has_registers:
+            return None
+        return (
+            self.device._registers, self.device, self._index,
+            self._reads, self._writes,
+        )  # fmt: skip
 
     def where(self, offset: int, size: int = 1) -> str:
         """The registers of an access by name, as Device.where() does."""
-        return self._layout.where(offset, size) if self._layout else ""
+        if self._layout is None:
+            return ""
+        return self._layout.where(offset, size, self._index)
 
     def __repr__(self) -> str:
         name = f"{type(self.device).__name__}.{self.name}"
@@ -225,6 +255,15 @@ class RangeAt:
             return f"<RangeAt {name} not attached>"
         kind = "port" if self.is_port else "mmio"
         return f"<RangeAt {name} {kind} {self.base:#x}+{self.size:#x}>"
+
+
+def method(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of that name, which a subclass may have overridden."""
+    name = getattr(function, "__name__", "")
+    for owner in cls.__mro__:
+        if vars(owner).get(name) is function:
+            return getattr(cls, name)  # type: ignore[no-any-return]
+    return function
 
 
 def ones(device: Device, offset: int, size: int) -> int:
@@ -301,6 +340,9 @@ class Device(Services):
             def write(self, offset, size, value):
                 self.total = self.total + value & 0xffff_ffff
 
+    `read_many(offset, size, count)`, where a class has it, answers a guest's
+    `rep ins` with size * count bytes; read() does so one by one.
+
     An exception in a method stops the run and leaves run() unchanged, with a
     note that names the access; a guest's read has then given all ones.
 
@@ -312,7 +354,8 @@ class Device(Services):
     size: int
     is_port: bool = False
     _layout: Layout | None = None
-    _registers: dict[str, int]  # always the same dict: buses know it
+    _registers: _vmm.Registers  # when it declares some
+    _bells: Mapping[Key, int] = {}  # eventfds of its doorbells
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -323,7 +366,7 @@ class Device(Services):
             raise TypeError(f"{cls.__name__}() takes no arguments")
         self = super().__new__(cls)
         if cls._layout is not None:
-            self._registers = dict(cls._layout.reset)
+            self._registers = cls._layout.make()
         return self
 
     def read(self, offset: int, size: int) -> int:
@@ -332,14 +375,47 @@ class Device(Services):
         Returns an int of that size. All of the access is in the range. Here:
         the registers, 0 between them; all ones when there are none.
         """
-        if self._layout is not None and self._layout.regs:
-            return self._layout.read(self, offset, size)
+        if self._layout is not None and self._layout.places[0]:
+            return self._registers.read(self, 0, offset, size)
         return (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The guest writes `value`, `size` bytes (1 to 8), at `offset`."""
         if self._layout is not None:
-            self._layout.write(self, offset, size, value)
+            self._registers.write(self, 0, offset, size, value)
+
+    def _served(self) -> Served | None:
+        """For _vmm.Bus: its registers, and whether they answer by themselves.
+
+        They do where a subclass has not written read() or write().
+        """
+        if self._layout is None or not self._layout.places[0]:
+            return None
+        reads = getattr(self.read, "__func__", None) is Device.read
+        writes = getattr(self.write, "__func__", None) is Device.write
+        return self._registers, self, 0, reads, writes
+
+    @property
+    def _posted(self) -> int:
+        """How many posted writes wait, but for those that KVM has."""
+        return self._registers.waiting if self._layout is not None else 0
+
+    @property
+    def _delivering(self) -> bool:
+        """Whether the calling thread is in one of its on_writes."""
+        return self._layout is not None and self._registers.delivering
+
+    def drain(self) -> None:
+        """Deliver the posted writes that wait to their on_writes methods.
+
+        What they raise leaves it. When it returns, everything that the guest
+        wrote before is handled, be it by another thread. From inside such a
+        method it does nothing.
+        """
+        if self.machine is not None and self.machine._vm is not None:
+            self.machine._vm.collect()
+        if self._layout is not None:
+            self._registers.drain(self)
 
     def where(self, offset: int, size: int = 1) -> str:
         """The registers of an access by name, for traces; "" for none.
@@ -351,9 +427,11 @@ class Device(Services):
     def save(self) -> dict[str, Any]:
         """The state of the device: its registers by name.
 
-        A subclass with more to it extends both methods.
+        Posted writes that wait are delivered first. A subclass with more to it
+        extends both methods.
         """
-        return dict(self._registers) if self._layout is not None else {}
+        self.drain()
+        return self._registers.values() if self._layout is not None else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what save() has returned.
@@ -371,9 +449,14 @@ class Device(Services):
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        values = "".join(
-            f" {reg}={value:#x}" for reg, value in Device.save(self).items()
-        )
+        values = ""
+        if self._layout is not None:
+            values = "".join(
+                f" {reg}={value:#x}"
+                for reg, value in self._registers.values().items()
+            )
+            if self._posted:
+                values += f" {self._posted} posted"
         if self.base is None:
             return f"<{name} not attached{values}>"
         kind = "port" if self.is_port else "mmio"
@@ -381,32 +464,24 @@ class Device(Services):
 
 
 def declare(cls: type[Device]) -> None:
-    """A class of devices is made: its registers are what it reads and writes.
+    """A class of devices is made: it has a layout if it declares registers.
 
     ValueError when they do not fit. A class without any costs nothing.
     """
     if not any(
-        type(value).__module__ == REGISTERS
+        type(value).__module__ in REGISTERS
         for owner in cls.__mro__
         for value in vars(owner).values()
     ):
         return
-    from .registers import make_layout, make_methods
+    from .registers import make_layout
 
-    cls._layout = layout = make_layout(cls)
-    methods: tuple[object, object] = (Device.read, Device.write)
+    ranges = [getattr(cls, name) for name in declared(cls, Range)]
+    cls._layout = layout = make_layout(cls, ranges)
     if layout is not None:
-        if not hasattr(cls, "size") and layout.regs:
-            cls.size = layout.size
-        layout.check_size(cls.size)
-        if layout.regs:
-            methods = make_methods(layout)
-    for name, made in zip(("read", "write"), methods, strict=True):
-        # What a subclass has written itself stays; it may call super().
-        now = getattr(cls, name)
-        is_made = hasattr(now, "plain") and not hasattr(now, "__wrapped__")
-        if now is getattr(Device, name) or is_made:
-            setattr(cls, name, made)
+        if not hasattr(cls, "size") and layout.size():
+            cls.size = layout.size()
+        layout.check_size(getattr(cls, "size", 0))
 
 
 def irq_names(device: object) -> list[str]:

@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reg: registers that a device declares, and the dispatch to them.
+"""Reg: registers that a device declares, and their layout.
 
-A `Reg` says what one register is. A `Layout` holds the registers of one class
-and, by offset, functions that read and write them as a guest does. An access
-of a register's own size is a look-up or two; others, between or across
-registers, are put together from parts.
+A `Reg` says what one register is. A `Layout` holds the registers of one class;
+of it each device makes its `_vmm.Registers`, which has the values and answers
+the guest: what just keeps a value without Python, the rest by one call of the
+method that a register has.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
+
+from . import _vmm
+from .device import method
+from .doorbell import make_places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Self, TypeVar, overload
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Self, TypeVar, overload
 
     from .device import Device, Range
+    from .doorbell import Place
 
-    Getter = Callable[[Device], int]
-    Setter = Callable[[Device, int], object]
     F = TypeVar("F", bound=Callable[..., object])
-    Names = tuple[dict[int, str | None], ...]
-    ReadMethod = Callable[[Device, int, int], int]
-    WriteMethod = Callable[[Device, int, int, int], None]
+    Row = tuple[Any, ...]  # see _vmm.Registers
 
 WIDTHS = (1, 2, 4, 8)
-SIZES = 9  # of an access: 0, which is none, to 8 bytes
+POSTED_MOST = 65536  # writes that may wait in one device
 ACCESS = {
     "rw": "read and write",
     "ro": "read only",
@@ -35,7 +37,7 @@ ACCESS = {
 }
 
 
-class Reg:
+class Reg(_vmm.Register):
     """A register of a Device, declared in its class: `period = Reg(0x0, 4)`.
 
     On a device the attribute is the register's value, an int: to read it and
@@ -46,10 +48,13 @@ class Reg:
     "rw"; "ro", writes are ignored; "wo", it reads 0; "w1c", a 1 that is written
     clears the bit. `rw`, `ro`, `wo`, `w1c`: masks of bits with which that is
     otherwise. `mask`: the bits that there are; the others read 0 and ignore
-    writes. `range`: the Range it is in, if not the device's first. `doc`: what
-    it is, for help().
+    writes. `range`: the Range it is in, if not the device's first. `posted`:
+    how many writes may wait for on_writes(), 1 to 65536. `doc`: what it is, for
+    help().
 
         status = Reg(0x8, 4, access="ro", w1c=0xff, doc="pending events")
+
+    Without methods it is answered in C, as fast as a device in C.
 
     An access of another size than `width` reads and writes the bytes that it
     covers, of several registers in order; bytes not written are written as
@@ -57,8 +62,9 @@ class Reg:
 
     Raises ValueError and TypeError, at the latest when the class is made.
 
-    Threads: any. An access is not atomic against those of other vCPUs unless
-    it is of the register's size and has no method.
+    Threads: any. A guest may change the value between two looks of a thread
+    that is not its vCPU's. An access is atomic against those of other vCPUs
+    when it is of the register's size and has no method.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Reg:
         wo: int = 0,
         w1c: int = 0,
         range: Range | None = None,
+        posted: int = 0,
         doc: str = "",
     ) -> None:
         self.name = ""
@@ -90,9 +97,9 @@ class Reg:
                 f"{self} has access {access!r}, not one of {', '.join(ACCESS)}"
             )
         limit = (1 << 8 * width) - 1
-        self.mask = limit if mask is None else mask
+        there = limit if mask is None else mask
         bits = {"rw": rw, "ro": ro, "wo": wo, "w1c": w1c}
-        for word, value in {"mask": self.mask, "reset": reset, **bits}.items():
+        for word, value in {"mask": there, "reset": reset, **bits}.items():
             if not isinstance(value, int) or not 0 <= value <= limit:
                 raise ValueError(
                     f"{self}: {word} {value!r} is outside 0..{limit:#x}"
@@ -104,27 +111,39 @@ class Reg:
                     f"{self}: bits {value & given:#x} of {word}= are of "
                     "another kind already"
                 )
-            if value & ~self.mask:
+            if value & ~there:
                 raise ValueError(
-                    f"{self}: bits {value & ~self.mask:#x} of {word}= are not "
+                    f"{self}: bits {value & ~there:#x} of {word}= are not "
                     "in mask="
                 )
             given |= value
-        bits[access] |= self.mask & ~given
-        if reset & ~self.mask:
+        bits[access] |= there & ~given
+        if reset & ~there:
             raise ValueError(
                 f"{self}: reset {reset:#x} has bits that are not in mask="
             )
+        self.mask = there
         self.reset = reset
         self.access = access
         self.ro, self.w1c = bits["ro"], bits["w1c"]
         self.kept = bits["rw"]  # what a partial write leaves as it is
-        self.readable = self.mask & ~bits["wo"]
+        self.readable = there & ~bits["wo"]
         self.stored = bits["rw"] | bits["wo"]  # what writes set
+        self.posted = posted
+        self._check_posted()
         self._text = doc
         self._read: Callable[..., int] | None = None
         self._write: Callable[..., object] | None = None
         self.__doc__ = self._describe(bits)
+
+    def _check_posted(self) -> None:
+        posted = self.posted
+        if not isinstance(posted, int) or not 0 <= posted <= POSTED_MOST:
+            raise ValueError(
+                f"{self}: posted {posted!r} is outside 1..{POSTED_MOST}"
+            )
+        if posted and not self.stored | self.w1c:
+            raise ValueError(f"{self} is read only: nothing can be posted")
 
     def _describe(self, bits: Mapping[str, int]) -> str:
         kinds = [
@@ -138,6 +157,8 @@ class Reg:
         parts = [f"{self.offset:#x}, {size}", *kinds]
         if self.reset:
             parts.append(f"{self.reset:#x} at first")
+        if self.posted:
+            parts.append(f"posted, {self.posted} at most")
         text = f": {self._text}" if self._text else ""
         return ", ".join(parts) + text + "."
 
@@ -158,11 +179,47 @@ class Reg:
         """Decorates the method that is called when the guest has written.
 
         `method(self, value)`: what was written, of the bits that take writes;
-        the register has changed already.
+        the register has changed already. `method(self, value, old)` is given
+        its value before as well.
         """
         self._check_hook("on_write", self._write)
         if not self.stored | self.w1c:
             raise TypeError(f"{self} is read only: it has no on_write")
+        if self.posted:
+            raise TypeError(
+                f"{self} is posted: it has on_writes, for many writes at once"
+            )
+        self._write = function
+        return function
+
+    def on_writes(self, function: F) -> F:
+        """Decorates the method that is given what the guest has posted.
+
+        `method(self, values)`: what was written since the last call, oldest
+        first, as on_write has it; a memoryview of ints as wide as the register
+        (format "B", "H", "I" or "Q", which numpy.asarray takes without
+        copying), which the method may keep. It is never empty.
+
+        The writes do not reach Python one by one. They wait, at most `posted`
+        (of all of a device the largest counts), and are delivered when that are
+        so many, before any other access to the device,
+        before Python sees anything else that the guest does on a vCPU, before
+        a Doorbell of the device is rung, before run() returns, and within 20
+        ms. Those to several posted registers of a device come in the order in
+        which they were made, in one call for each run to the same register.
+        None is lost: detach(), reload(), save() and close() deliver, too, as
+        drain() does. What a method raises is an error as with on_write; the
+        writes that it was given count as delivered.
+
+        Threads: one at a time in a device; whichever delivers, mostly that of
+        the vCPU.
+        """
+        self._check_hook("on_writes", self._write)
+        if not self.posted:
+            raise TypeError(
+                f"{self} is not posted: say how many writes may wait, as in "
+                "posted=1000"
+            )
         self._write = function
         return function
 
@@ -184,24 +241,8 @@ class Reg:
         def __get__(self, device: None, owner: type) -> Self: ...
         @overload
         def __get__(self, device: Device, owner: type) -> int: ...
-
-    def __get__(self, device: Device | None, owner: type) -> Self | int:
-        if device is None:
-            return self
-        return device._registers[self.name]
-
-    def __set__(self, device: Device, value: int) -> None:
-        if not isinstance(value, int):
-            raise TypeError(
-                f"{type(device).__name__}.{self.name} = {value!r}: an int was "
-                "due"
-            )
-        if value & ~self.mask:
-            raise ValueError(
-                f"{type(device).__name__}.{self.name} = {value:#x} has bits "
-                f"outside {self.mask:#x}"
-            )
-        device._registers[self.name] = int(value)
+        def __get__(self, device: Device | None, owner: type) -> Self | int: ...
+        def __set__(self, device: Device, value: int) -> None: ...
 
     def __str__(self) -> str:
         if not self.name:
@@ -211,157 +252,106 @@ class Reg:
     def __repr__(self) -> str:
         return f"<Reg {self}: {self.__doc__}>"
 
-    # -- the guest's side ----------------------------------------------------
-
-    @property
-    def _reads_plainly(self) -> bool:
-        """Whether a guest reads just the value."""
-        return self._read is None and self.readable == self.mask
-
-    @property
-    def _writes_plainly(self) -> bool:
-        """Whether a guest's write just sets the value."""
-        return self._write is None and self._stores_all
-
-    @property
-    def _stores_all(self) -> bool:
-        return self.stored == (1 << 8 * self.width) - 1
-
-    def _getter(self, cls: type) -> Getter:
-        """How a guest reads it in devices of this class."""
-        name, readable = self.name, self.readable
-        if self._read is not None:
-            return method(cls, self._read)
-        if self._reads_plainly:
-            return lambda device: device._registers[name]
-        return lambda device: device._registers[name] & readable
-
-    def _setter(self, cls: type) -> Setter:
-        """How a guest writes it; the value is of its width."""
-        name, stored, w1c = self.name, self.stored, self.w1c
-        put: Setter
-        if self._stores_all:
-
-            def put(device: Device, value: int) -> None:
-                device._registers[name] = value
-
-        elif stored | w1c:
-
-            def put(device: Device, value: int) -> None:
-                values = device._registers
-                left = values[name] & ~(stored | value & w1c)
-                values[name] = left | value & stored
-
-        else:
-            return lambda device, value: None
-        if self._write is None:
-            return put
-        hook, writable = method(cls, self._write), stored | w1c
-
-        def put_and_call(device: Device, value: int) -> None:
-            put(device, value)
-            hook(device, value & writable)
-
-        return put_and_call
+    def _row(self, cls: type, range: int) -> Row:
+        """What _vmm.Registers has to know of it, in devices of this class."""
+        read = method(cls, self._read) if self._read else None
+        write = method(cls, self._write) if self._write else None
+        if self.posted and write is None:
+            raise ValueError(
+                f"{cls.__name__}.{self.name} is posted: it needs an on_writes "
+                "method"
+            )
+        old = write is not None and not self.posted and wants_old(write)
+        return (
+            self.name, range, self.offset, self.width,
+            self.mask, self.readable, self.stored, self.w1c, self.kept,
+            self.reset, read, write, old, self.posted,
+        )  # fmt: skip
 
 
-def method(cls: type, function: Callable[..., object]) -> Callable[..., int]:
-    """The method of that name, which a subclass may have overridden."""
-    name = getattr(function, "__name__", "")
-    for owner in cls.__mro__:
-        if vars(owner).get(name) is function:
-            return getattr(cls, name)  # type: ignore[no-any-return]
-    return function  # type: ignore[return-value]
+def wants_old(function: Callable[..., object]) -> bool:
+    """Whether an on_write takes the value before, as its third argument."""
+    function = getattr(function, "__wrapped__", function)
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_argcount >= 3
 
 
 class Layout:
-    """The registers of one Device class in one range; by name all of them."""
+    """The registers of one Device class, by name and by range.
+
+    `ranges`: the class's further ones, which come after its first. `bells`:
+    its doorbells.
+    """
 
     def __init__(
-        self, cls: type, regs: Mapping[str, Reg], range: Range | None = None
+        self,
+        cls: type,
+        regs: Mapping[str, Reg],
+        ranges: Sequence[Range],
+        bells: Sequence[tuple[Range | None, Place]],
     ) -> None:
         self.name = cls.__name__
-        self.regs = sorted(
-            (reg for reg in regs.values() if reg.range is range),
-            key=lambda reg: reg.offset,
-        )
         self.by_name = dict(regs)
-        self.reset = {name: reg.reset for name, reg in regs.items()}
-        self.size = 0
-        previous: Reg | None = None
-        for reg in self.regs:
-            if previous and reg.offset < previous.offset + previous.width:
-                raise ValueError(
-                    f"{self.name}.{reg.name} at {reg.offset:#x} overlaps "
-                    f"{previous.name}, {previous.width} bytes at "
-                    f"{previous.offset:#x}"
-                )
-            self.size = reg.offset + reg.width
-            previous = reg
-        self._starts = [reg.offset for reg in self.regs]
-        # By offset.
-        self.getters = {reg.offset: reg._getter(cls) for reg in self.regs}
-        self.setters = {reg.offset: reg._setter(cls) for reg in self.regs}
-        # By the size and the offset of an access: the name of a register that
-        # just keeps a value, None for the others of this size and place.
-        self.plain_reads = self._exact(lambda reg: reg._reads_plainly)
-        self.plain_writes = self._exact(lambda reg: reg._writes_plainly)
+        self.bells = [
+            (index, place)
+            for index, range in enumerate((None, *ranges))
+            for at, place in bells
+            if at is range
+        ]
+        # By range, what is in it by offset.
+        self.places: list[list[Reg | Place]] = [
+            sorted(
+                [
+                    *(reg for reg in regs.values() if reg.range is range),
+                    *(place for at, place in self.bells if at == index),
+                ],
+                key=lambda reg: reg.offset,
+            )
+            for index, range in enumerate((None, *ranges))
+        ]
+        for place in self.places:
+            for reg, after in pairwise(place):
+                if after.offset < reg.offset + reg.width:
+                    raise ValueError(
+                        f"{self.name}.{after.name} at {after.offset:#x} "
+                        f"overlaps {reg.name}, {reg.width} bytes at "
+                        f"{reg.offset:#x}"
+                    )
+        for index, range in enumerate(ranges):
+            self.check_size(range.size, 1 + index)
+        self.table = tuple(
+            reg._row(cls, index)
+            for index, place in enumerate(self.places)
+            for reg in place
+        )
+        self._starts = [[reg.offset for reg in place] for place in self.places]
 
-    def check_size(self, size: int) -> None:
+    def make(self, before: _vmm.Registers | None = None) -> _vmm.Registers:
+        """The registers of one device; with the values of others."""
+        return _vmm.Registers(self.table, len(self.places), before)
+
+    def size(self, index: int = 0) -> int:
+        """The bytes up to the end of the last register in a range."""
+        last = self.places[index][-1:]
+        return last[0].offset + last[0].width if last else 0
+
+    def check_size(self, size: int, index: int = 0) -> None:
         """ValueError unless a range of so many bytes holds all registers."""
-        if self.size > size:
-            last = self.regs[-1]
+        if self.size(index) > size:
+            last = self.places[index][-1]
             raise ValueError(
                 f"{self.name}.{last.name}, {last.width} bytes at "
                 f"{last.offset:#x}, is not within size {size:#x}"
             )
 
-    def _exact(self, plain: Callable[[Reg], bool]) -> Names:
-        tables: Names = tuple({} for _ in range(SIZES))
-        for reg in self.regs:
-            tables[reg.width][reg.offset] = reg.name if plain(reg) else None
-        return tables
-
-    def _covered(self, offset: int, size: int) -> list[Reg]:
-        """The registers that an access touches, by offset."""
-        found = []
-        index = max(0, bisect_right(self._starts, offset) - 1)
-        for reg in self.regs[index : index + size + 1]:
-            if reg.offset < offset + size and offset < reg.offset + reg.width:
-                found.append(reg)
-        return found
-
-    def read(self, device: Device, offset: int, size: int) -> int:
-        """A guest's read of any size and place."""
-        total = 0
-        for reg in self._covered(offset, size):
-            part = self.getters[reg.offset](device)
-            limit = (1 << 8 * reg.width) - 1
-            if not isinstance(part, int) or not 0 <= part <= limit:
-                kind = ValueError if isinstance(part, int) else TypeError
-                raise kind(
-                    f"{self.name}.{reg.name} was read as {part!r}; an int "
-                    f"from 0 to {limit:#x} was due"
-                )
-            shift = 8 * (reg.offset - offset)
-            total |= part << shift if shift >= 0 else part >> -shift
-        return total & ((1 << 8 * size) - 1)
-
-    def write(self, device: Device, offset: int, size: int, value: int) -> None:
-        """A guest's write of any size and place."""
-        ones = (1 << 8 * size) - 1
-        for reg in self._covered(offset, size):
-            shift = 8 * (reg.offset - offset)
-            limit = (1 << 8 * reg.width) - 1
-            lanes = (ones >> shift if shift >= 0 else ones << -shift) & limit
-            part = value >> shift if shift >= 0 else value << -shift
-            now = device._registers[reg.name]
-            part = part & lanes | now & reg.kept & ~lanes
-            self.setters[reg.offset](device, part)
-
-    def where(self, offset: int, size: int) -> str:
+    def where(self, offset: int, size: int, index: int = 0) -> str:
         """What an access touches, by name: "go", "go+1", "go..fired"; or ""."""
-        regs = self._covered(offset, size)
+        first = max(0, bisect_right(self._starts[index], offset) - 1)
+        regs = [
+            reg
+            for reg in self.places[index][first : first + size + 1]
+            if reg.offset < offset + size and offset < reg.offset + reg.width
+        ]
         if not regs:
             return ""
         if len(regs) > 1:
@@ -373,12 +363,13 @@ class Layout:
         """Set all registers named in `state`, or none of them."""
         if unknown := sorted(set(state) - set(self.by_name)):
             raise ValueError(f"{self.name} has no {', '.join(unknown)}")
-        before = dict(device._registers)
+        before = device._registers.values()
         try:
             for name, value in state.items():
                 self.by_name[name].__set__(device, value)
         except BaseException:
-            device._registers.update(before)
+            for name in state:
+                self.by_name[name].__set__(device, before[name])
             raise
 
 
@@ -401,58 +392,22 @@ def collect(cls: type) -> dict[str, Reg]:
     return found
 
 
-def make_layout(cls: type) -> Layout | None:
+def make_layout(cls: type, ranges: Sequence[Range]) -> Layout | None:
     """The layout of a class; None when it declares no registers."""
     regs = collect(cls)
-    if not regs:
+    bells = make_places(cls)
+    if not regs and not bells:
         return None
-    layout = Layout(cls, regs)
-    for reg in regs.values():
-        if reg.range and getattr(cls, reg.range.name, None) is not reg.range:
+    for name, range in [
+        *((reg.name, reg.range) for reg in regs.values()),
+        *((place.name, at) for at, place in bells),
+    ]:
+        if range is not None and range not in ranges:
             raise ValueError(
-                f"{cls.__name__}.{reg.name} is in a range that the class does "
+                f"{cls.__name__}.{name} is in a range that the class does "
                 "not have"
             )
-        if reg.range:
-            Layout(cls, regs, reg.range).check_size(reg.range.size)
+    layout = Layout(cls, regs, ranges, bells)
+    for reg in regs.values():
         reg.owner = reg.owner or cls.__name__
     return layout
-
-
-def make_methods(layout: Layout) -> tuple[ReadMethod, WriteMethod]:
-    """read() and write() for a class with this layout.
-
-    An access of a register's size is one look-up; a register that does more
-    than to keep a value is another one and a call.
-    """
-    plain_reads, plain_writes = layout.plain_reads, layout.plain_writes
-    getters, setters = layout.getters, layout.setters
-    read_parts, write_parts = layout.read, layout.write
-
-    def read(self: Device, offset: int, size: int) -> int:
-        """The guest reads registers."""
-        try:
-            name = plain_reads[size][offset]
-        except KeyError:
-            return read_parts(self, offset, size)
-        if name is not None:
-            return self._registers[name]
-        return getters[offset](self)
-
-    def write(self: Device, offset: int, size: int, value: int) -> None:
-        """The guest writes registers."""
-        try:
-            name = plain_writes[size][offset]
-        except KeyError:
-            write_parts(self, offset, size, value)
-            return
-        if name is not None:
-            self._registers[name] = value
-        else:
-            setters[offset](self, value)
-
-    # Seen by the binding, which then serves plain registers without a call:
-    # out of the dict that is `_registers` when the range is put on the bus.
-    read.plain = plain_reads  # type: ignore[attr-defined]
-    write.plain = plain_writes  # type: ignore[attr-defined]
-    return read, write

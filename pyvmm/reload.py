@@ -22,11 +22,13 @@ from .wiring import Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import FrameType
     from typing import Any
 
+    from . import _vmm
     from .machine import Machine
+    from .registers import Layout
     from .services import Host
     from .timers import Timers
     from .worker import Worker
@@ -54,6 +56,8 @@ def reload_at(device: AnyDevice, host: Host) -> None:
     old = type(device)
     module = run_file(old)
     new = find_class(module, old, kind_of(device))
+    if isinstance(device, Device):
+        device.drain()  # by the methods for which it was posted
     between_calls(device, host, lambda: adopt(device, host, new))
     # From now on the module is the new one, for a later reload as well.
     sys.modules[old.__module__] = module
@@ -262,58 +266,68 @@ def check(
 def adopt(device: AnyDevice, host: Host, new: type[AnyDevice]) -> None:
     """Make `device` one of the new class, or leave all as it was.
 
-    vCPUs may be in the old methods meanwhile: registers that are no more go
-    last.
+    vCPUs may write to its registers meanwhile. Old and new ones of a name share
+    the value, so that nothing is lost.
     """
     old, was = type(device), shape(device)
     before = dict(vars(device))
-    kept = registers(device, new)
-    gone = before.get("_registers", {}).keys() - kept.keys()
-    state = saved(device, new, gone)
+    registers, fresh = before.get("_registers"), make_registers(device, new)
+    values = registers.values() if registers is not None else {}
+    state = saved(device, new, values.keys())
     try:
-        if isinstance(device, Device) and (before.get("_registers") or kept):
-            device._registers = before.get("_registers", {}) | kept
+        if fresh is not None:
+            vars(device)["_registers"] = fresh
         device.__class__ = new
         check(device, was, shape(device))
         renew_attributes(device)
         rebind(device, host)
         if state is not None:
             device.restore(state)  # type: ignore[union-attr]
-        for name in gone:
-            del device._registers[name]  # type: ignore[union-attr]
     except BaseException:
         device.__class__ = old
         for name in vars(device).keys() - before.keys():
             del vars(device)[name]
         vars(device).update(before)
         rebind(device, host)
+        if isinstance(device, Device) and state is not None and registers:
+            device._layout.load(device, values)  # type: ignore[union-attr]
+        if fresh is not None:
+            fresh.drain(device)  # what was posted to it
         raise
     host.timers.renew(device)
     if (worker := hired(host)) is not None:
         worker.renew(device)
+    # What was posted to the old ones and is not delivered yet.
+    if fresh is not None:
+        fresh.settle(device)
+    elif registers is not None:
+        registers.drain(device)
 
 
-def registers(device: AnyDevice, new: type[AnyDevice]) -> dict[str, int]:
-    """The registers of the new class: their values, or else their resets."""
-    layout = getattr(new, "_layout", None)
+def make_registers(
+    device: AnyDevice, new: type[AnyDevice]
+) -> _vmm.Registers | None:
+    """Those of the new class, with the values that there are by name."""
+    layout: Layout | None = getattr(new, "_layout", None)
     if layout is None:
-        return {}
-    values = getattr(device, "_registers", {})
-    return {
-        name: values.get(name, reg.reset) & reg.mask
-        for name, reg in layout.by_name.items()
-    }
+        return None
+    return layout.make(vars(device).get("_registers"))
 
 
 def saved(
-    device: AnyDevice, new: type[AnyDevice], gone: set[str]
+    device: AnyDevice, new: type[AnyDevice], names: Iterable[str]
 ) -> dict[str, Any] | None:
-    """What the old class saves, when the new one has a restore() of its own."""
+    """What the old class saves, when the new one has a restore() of its own.
+
+    `names`: of its registers; those that the new one has not are left out.
+    """
     restore = getattr(new, "restore", None)
     inherited = getattr(kind_of(device), "restore", None)
     save = getattr(device, "save", None)
     if save is None or restore in (None, inherited):
         return None
+    layout: Layout | None = getattr(new, "_layout", None)
+    gone = set(names) - set(layout.by_name if layout is not None else ())
     return {name: value for name, value in save().items() if name not in gone}
 
 
@@ -340,6 +354,7 @@ def rebind(device: AnyDevice, host: Host) -> None:
         return
     for base, _, is_port, _ in host.places():
         (vm.pio if is_port else vm.mmio).refresh(base)
+    host.wiring.connect_registers(host)
 
 
 # -- watching ----------------------------------------------------------------

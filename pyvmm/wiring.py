@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Mapping
 
+    from .doorbell import Bells
     from .eventloop import LoopThread
     from .machine import Machine
     from .timers import Timer, Timers
     from .worker import Worker
+
+    Zone = tuple[int, int, bool]  # address or port, size, whether it is a port
 
 MMIO_BASE = 0xD000_0000
 MMIO_END = _vmm.IOAPIC_BASE
@@ -51,8 +54,9 @@ class Slot:
     """One attached device and where it is; the host of its services."""
 
     __slots__ = (
-        "_worker", "base", "bus_device", "device", "eventfds", "is_port",
-        "lines", "name", "ranges", "size", "threaded", "wiring",
+        "_worker", "base", "bells", "bus_device", "device", "eventfds",
+        "is_port", "lines", "name", "ranges", "size", "threaded", "wiring",
+        "zones",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +79,8 @@ class Slot:
         self.ranges: list[RangeAt] = []  # further ones
         self.threaded = False  # its notifications ring a doorbell
         self.eventfds: list[int] = []
+        self.zones: set[Zone] = set()  # what KVM keeps back for it
+        self.bells: Bells | None = None
         self._worker: Worker | None = None
 
     @property
@@ -398,8 +404,49 @@ class Wiring:
             vm.wakers += 1
         for base, size, is_port, device in slot.places():
             (vm.pio if is_port else vm.mmio).add(base, size, device)
+        try:
+            self.connect_registers(slot)
+        except BaseException:
+            self._disconnect_registers(slot)
+            for base, _, is_port, _ in slot.places():
+                (vm.pio if is_port else vm.mmio).remove(base)
+            raise
         if slot.threaded:
             slot.worker.wake()
+
+    def connect_registers(self, slot: Slot) -> None:
+        """What KVM does for a device's registers, as its class is now.
+
+        Where it can it keeps writes to posted ones back: they cost no exit,
+        and come before the next one. And it signals doorbells.
+        """
+        vm = self.vm
+        assert vm is not None
+        device = slot.device
+        if not isinstance(device, Device):
+            return
+        if slot.bells is None and device._layout and device._layout.bells:
+            from .doorbell import Bells
+
+            slot.bells = Bells(slot, device)
+        if slot.bells is not None:
+            slot.bells.connect(vm)
+        wanted = posted_zones(slot)
+        for base, size, is_port in slot.zones - wanted:
+            vm.remove_coalesce(base, size, pio=is_port)
+        slot.zones &= wanted
+        for base, size, is_port in wanted - slot.zones:
+            if vm.coalesce(base, size, pio=is_port):
+                slot.zones.add((base, size, is_port))
+
+    def _disconnect_registers(self, slot: Slot) -> None:
+        """Undo that."""
+        assert self.vm is not None
+        if slot.bells is not None:
+            slot.bells.disconnect(self.vm)
+        for base, size, is_port in slot.zones:
+            self.vm.remove_coalesce(base, size, pio=is_port)
+        slot.zones.clear()
 
     def make_worker(self, slot: Slot) -> Worker:
         """The worker of a device: a thread, or on an event loop."""
@@ -476,14 +523,25 @@ class Wiring:
     # -- disconnecting -------------------------------------------------------
 
     def detach(self, device: object) -> None:
-        """Take a device off; ValueError when it is not there."""
+        """Take a device off; ValueError when it is not there.
+
+        What delivering its posted writes raises leaves it when all is done.
+        """
         for slot in self.slots:
             if slot.device is device:
                 break
         else:
             raise ValueError(f"{device!r} is not attached")
+        if isinstance(device, Device) and device._delivering:
+            raise RuntimeError(
+                f"an on_writes of {slot.name} cannot take it off: "
+                "after(0, ...) can"
+            )
         self.slots.remove(slot)
+        failures: list[BaseException] = []
         if self.vm is not None and not self.vm.closed:
+            self._disconnect_registers(slot)
+            failures += drained(device)
             for base, _, is_port, _ in slot.places():
                 (self.vm.pio if is_port else self.vm.mmio).remove(base)
             native = slot.bus_device
@@ -496,15 +554,20 @@ class Wiring:
                     self.vm.remove_irqfd(native.irq_fd, slot.lines[0])
             elif slot.lines or messages(slot.device):
                 self.vm.wakers -= 1
+        failures += drained(device)
         self._drop(slot)
         forget(slot)
         if isinstance(device, Services):
             device.detached()
+        if failures:
+            raise join(failures)
 
     def _drop(self, slot: Slot) -> None:
         """Ends the worker and closes the eventfds of a slot."""
         if slot.hired is not None:
             slot.hired.stop()
+        if slot.bells is not None:
+            slot.bells.forget()
         native = slot.bus_device
         if isinstance(native, _vmm.VirtioMMIO) and slot.eventfds:
             native.irq_fd = -1
@@ -518,9 +581,10 @@ class Wiring:
     def close(self) -> None:
         """The VM is going: all workers end and all eventfds are closed.
 
-        What detached() of devices raises leaves it, when all is done.
+        What is posted is delivered before. What that or detached() of devices
+        raises leaves it, when all is done.
         """
-        failures: list[BaseException] = []
+        failures = [exc for slot in self.slots for exc in drained(slot.device)]
         for slot in self.slots:
             self._drop(slot)
             forget(slot, closed=True)
@@ -533,6 +597,33 @@ class Wiring:
             self._loop_thread.close()
         if failures:
             raise join(failures)
+
+
+def drained(device: object) -> list[BaseException]:
+    """Deliver what is posted to a device; what its methods raised."""
+    failures: list[BaseException] = []
+    left = -1
+    while isinstance(device, Device) and left != (left := device._posted):
+        try:
+            device.drain()
+        except BaseException as exc:
+            failures.append(exc)
+    return failures
+
+
+def posted_zones(slot: Slot) -> set[Zone]:
+    """Where the posted registers of a device are."""
+    device = slot.device
+    if not isinstance(device, Device) or device._layout is None:
+        return set()
+    return {
+        (base + reg.offset, reg.width, is_port)
+        for base, _, is_port, at in slot.places()
+        for served in [at._served()]  # type: ignore[attr-defined]
+        if served is not None and served[4]
+        for reg in device._layout.places[served[2]]
+        if reg.posted
+    }
 
 
 def eventfd(slot: Slot) -> int:

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bus.c - Bus: who answers where, and the call of a Python device */
+/* bus.c - Bus: who answers where */
 #include <string.h>
 
-#include "py.h"
-
-#define MAX_ACCESS 8 /* bytes */
+#include "claim.h"
 
 struct bus {
     PyObject_HEAD
@@ -69,26 +67,7 @@ bus_ports(PyObject *op)
     return open_bus(op) ? ((struct bus *)op)->ports : NULL;
 }
 
-/* -- claims ---------------------------------------------------------------- */
-
-/* All that is looked up in the device. */
-static void
-claim_clear(struct claim *claim)
-{
-    Py_CLEAR(claim->read);
-    Py_CLEAR(claim->write);
-    Py_CLEAR(claim->values);
-    Py_CLEAR(claim->plain_reads);
-    Py_CLEAR(claim->plain_writes);
-}
-
-static void
-claim_free(struct claim *claim)
-{
-    claim_clear(claim);
-    Py_XDECREF(claim->device);
-    PyMem_Free(claim);
-}
+/* -- ports ----------------------------------------------------------------- */
 
 int
 ports_traverse(struct ports *ports, visitproc visit, void *arg)
@@ -97,9 +76,9 @@ ports_traverse(struct ports *ports, visitproc visit, void *arg)
         Py_VISIT(ports->claim[i]->device);
         Py_VISIT(ports->claim[i]->read);
         Py_VISIT(ports->claim[i]->write);
-        Py_VISIT(ports->claim[i]->values);
-        Py_VISIT(ports->claim[i]->plain_reads);
-        Py_VISIT(ports->claim[i]->plain_writes);
+        Py_VISIT(ports->claim[i]->read_many);
+        Py_VISIT(ports->claim[i]->registers);
+        Py_VISIT(ports->claim[i]->owner);
     }
     return 0;
 }
@@ -112,12 +91,24 @@ ports_clear(struct ports *ports)
 
     ports->claim = NULL;
     ports->count = 0;
+    ports->posting = false;
     for (Py_ssize_t i = 0; i < count; i++) {
         /* Off the bus first: nothing may find a claim that is gone. */
         vmm_bus_remove(ports->bus, claim[i]->base);
         claim_free(claim[i]);
     }
     PyMem_Free(claim);
+}
+
+static void
+ports_look(struct ports *ports)
+{
+    ports->posting = false;
+    for (Py_ssize_t i = 0; i < ports->count; i++) {
+        if (ports->claim[i]->registers &&
+            registers_posting(ports->claim[i]->registers))
+            ports->posting = true;
+    }
 }
 
 /* Remembers a claim; 0 or -1 with an exception. */
@@ -133,6 +124,7 @@ ports_keep(struct ports *ports, struct claim *claim)
     }
     ports->claim = more;
     more[ports->count++] = claim;
+    ports_look(ports);
     return 0;
 }
 
@@ -144,102 +136,9 @@ ports_drop(struct ports *ports, struct claim *claim)
             continue;
         ports->claim[i] = ports->claim[--ports->count];
         claim_free(claim);
-        return;
+        break;
     }
-}
-
-static PyObject *
-method_of(PyObject *device, const char *name)
-{
-    PyObject *method = PyObject_GetAttrString(device, name);
-
-    if (method && PyCallable_Check(method))
-        return method;
-    Py_XDECREF(method);
-    PyErr_Format(PyExc_TypeError,
-                 "device %.80s has no method %s: it needs read(offset, size) "
-                 "and write(offset, size, value)",
-                 Py_TYPE(device)->tp_name, name);
-    return NULL;
-}
-
-/*
- * The tables that a method made for registers has, or NULL. functools.wraps
- * copies them to what is around such a method, which is to be called.
- */
-static PyObject *
-plain_of(PyObject *method)
-{
-    PyObject *plain = PyObject_GetAttrString(method, "plain");
-    bool good = plain && PyTuple_CheckExact(plain) &&
-                PyTuple_GET_SIZE(plain) == MAX_ACCESS + 1;
-
-    good = good && !PyObject_HasAttrString(method, "__wrapped__");
-    for (Py_ssize_t i = 0; good && i <= MAX_ACCESS; i++)
-        good = PyDict_CheckExact(PyTuple_GET_ITEM(plain, i));
-    if (good)
-        return plain;
-    PyErr_Clear();
-    Py_XDECREF(plain);
-    return NULL;
-}
-
-/* Looks up what answers for the device. 0, or -1 with an exception. */
-static int
-claim_look_up(struct claim *claim, PyObject *device)
-{
-    claim->read = method_of(device, "read");
-    claim->write = claim->read ? method_of(device, "write") : NULL;
-    if (!claim->write) {
-        claim_clear(claim);
-        return -1;
-    }
-    if (!PyMethod_Check(claim->read) || !PyMethod_Check(claim->write))
-        return 0;
-    claim->plain_reads = plain_of(claim->read);
-    claim->plain_writes = plain_of(claim->write);
-    claim->values =
-        PyObject_GetAttrString(PyMethod_GET_SELF(claim->read), "_registers");
-    if (!claim->values || !PyDict_CheckExact(claim->values) ||
-        PyMethod_GET_SELF(claim->read) != PyMethod_GET_SELF(claim->write)) {
-        PyErr_Clear();
-        Py_CLEAR(claim->values);
-    }
-    return 0;
-}
-
-/* Fills the range's ops and the claim for `device`. */
-static struct claim *
-claim_new(struct state *state, PyObject *device, uint64_t size,
-          struct vmm_range *range)
-{
-    struct claim *claim = PyMem_Calloc(1, sizeof *claim);
-    struct native native = {0};
-
-    if (!claim) {
-        PyErr_NoMemory();
-        return NULL;
-    }
-    claim->device = Py_NewRef(device);
-    claim->base = range->base;
-    range->owner = claim;
-    if (console_native(state, device, &native) ||
-        exit_port_native(state, device, &native) ||
-        virtio_native(state, device, &native)) {
-        range->ops = native.ops;
-        range->dev = native.dev;
-        claim->service = native.service;
-        if (!native.size || native.size == size)
-            return claim;
-        PyErr_Format(PyExc_ValueError, "a %s takes %lu addresses, not %lu",
-                     Py_TYPE(device)->tp_name, (unsigned long)native.size,
-                     (unsigned long)size);
-    } else if (!PyErr_Occurred()) {
-        if (!claim_look_up(claim, device))
-            return claim;
-    }
-    claim_free(claim);
-    return NULL;
+    ports_look(ports);
 }
 
 static PyObject *
@@ -359,6 +258,7 @@ bus_refresh(PyObject *op, PyObject *arg)
 {
     struct vmm_bus *bus = open_bus(op);
     struct claim *claim, fresh = {0}, old;
+    const struct vmm_bus_ops *ops;
     struct vmm_range range = {0};
     PyObject *device;
     uint64_t base;
@@ -372,7 +272,7 @@ bus_refresh(PyObject *op, PyObject *arg)
         return PyErr_Format(PyExc_ValueError,
                             "no range of a Python device starts at %S", arg);
     device = Py_NewRef(claim->device);
-    if (claim_look_up(&fresh, device)) {
+    if (claim_look_up(state_of(Py_TYPE(op)), &fresh, device)) {
         Py_DECREF(device);
         return NULL;
     }
@@ -386,11 +286,20 @@ bus_refresh(PyObject *op, PyObject *arg)
                             arg);
     }
     old = *claim;
-    claim->read = fresh.read;
-    claim->write = fresh.write;
-    claim->values = fresh.values;
-    claim->plain_reads = fresh.plain_reads;
-    claim->plain_writes = fresh.plain_writes;
+    fresh.base = old.base;
+    fresh.device = old.device;
+    *claim = fresh;
+    ops = claim_ops(claim);
+    ports_look(((struct bus *)op)->ports);
+    /* `old` keeps the old filter, which may be asked until then. If that has to
+     * be waited for, the new one may be removed meanwhile, with its claim. */
+    if (vmm_bus_replace(bus, base, claim, ops, fresh.filter, false) == -EBUSY) {
+        Py_XINCREF(fresh.registers);
+        Py_BEGIN_ALLOW_THREADS
+        vmm_bus_replace(bus, base, claim, ops, fresh.filter, true);
+        Py_END_ALLOW_THREADS
+        Py_XDECREF(fresh.registers);
+    }
     claim_clear(&old);
     Py_RETURN_NONE;
 }
@@ -420,133 +329,34 @@ bus_find(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 
 /* -- accesses -------------------------------------------------------------- */
 
-/* "Alarm.read(0x4, 4) returned 'x'; an int from 0 to 0xffffffff was due" */
-static int
-bad_answer(PyObject *device, uint64_t offset, unsigned len, PyObject *got)
+int
+ports_deliver(const struct ports *ports)
 {
-    char place[64], limit[24];
+    int err = 0;
 
-    snprintf(place, sizeof place, "read(%#llx, %u)", (unsigned long long)offset,
-             len);
-    snprintf(limit, sizeof limit, "%#llx", (unsigned long long)vmm_ones(len));
-    PyErr_Format(PyLong_Check(got) ? PyExc_ValueError : PyExc_TypeError,
-                 "%.80s.%s returned %R; an int from 0 to %s was due",
-                 Py_TYPE(device)->tp_name, place, got, limit);
-    return -1;
-}
-
-/*
- * The name of the register that this access is, if that just keeps a value;
- * NULL for all others. Borrowed: nothing here runs Python code.
- */
-static PyObject *
-plain_name(const struct claim *claim, PyObject *tables, PyObject *offset,
-           unsigned len)
-{
-    PyObject *name;
-
-    if (!claim->values || !tables || !offset)
-        return NULL;
-    name = PyDict_GetItemWithError(PyTuple_GET_ITEM(tables, len), offset);
-    if (!name || !PyUnicode_CheckExact(name))
-        return NULL;
-    return PyDict_Contains(claim->values, name) == 1 ? name : NULL;
-}
-
-/* Whether the value was read without a call. */
-static bool
-plain_read(const struct claim *claim, PyObject *offset, unsigned len,
-           uint64_t *val)
-{
-    PyObject *name = plain_name(claim, claim->plain_reads, offset, len);
-    PyObject *value = NULL;
-
-    if (name)
-        value = PyDict_GetItemWithError(claim->values, name);
-    if (!value || !PyLong_CheckExact(value))
-        return false;
-    *val = PyLong_AsUnsignedLongLong(value);
-    if (*val <= vmm_ones(len) && !PyErr_Occurred())
-        return true;
-    PyErr_Clear(); /* read() says what is wrong */
-    return false;
-}
-
-static int
-call_read(const struct claim *claim, uint64_t offset, unsigned len,
-          uint64_t *val)
-{
-    PyObject *stack[3] = {NULL, NULL, NULL};
-    PyObject *read, *device, *ret = NULL;
-    int err = -1;
-
-    stack[1] = PyLong_FromUnsignedLongLong(offset);
-    if (plain_read(claim, stack[1], len, val)) {
-        Py_DECREF(stack[1]);
+    if (!ports->posting)
         return 0;
+    /* A delivery may change what is on the bus. */
+    for (Py_ssize_t i = 0; !err && i < ports->count; i++) {
+        const struct claim *claim = ports->claim[i];
+
+        if (claim->registers && registers_waiting(claim->registers))
+            err = claim_deliver(claim);
     }
-    read = Py_NewRef(claim->read);
-    device = Py_NewRef(claim->device);
-    stack[2] = PyLong_FromLong((long)len);
-    if (stack[1] && stack[2])
-        ret = PyObject_Vectorcall(read, stack + 1,
-                                  2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    if (ret) {
-        err = 0;
-        *val = PyLong_Check(ret) ? PyLong_AsUnsignedLongLong(ret) : UINT64_MAX;
-        if (!PyLong_Check(ret) || *val > vmm_ones(len) ||
-            (*val == UINT64_MAX && PyErr_Occurred())) {
-            PyErr_Clear();
-            err = bad_answer(device, offset, len, ret);
-        }
-    }
-    Py_XDECREF(ret);
-    Py_XDECREF(stack[1]);
-    Py_XDECREF(stack[2]);
-    Py_DECREF(read);
-    Py_DECREF(device);
     return err;
 }
 
-static int
-call_write(const struct claim *claim, uint64_t offset, unsigned len,
-           uint64_t val)
+int
+ports_dispatch_string(const struct ports *ports, const struct vmm_exit *exit,
+                      uint8_t *data)
 {
-    PyObject *stack[4] = {NULL, NULL, NULL, NULL};
-    PyObject *write = NULL, *name, *ret = NULL;
-    int err = -1;
+    struct vmm_range range;
+    const struct claim *claim;
 
-    stack[1] = PyLong_FromUnsignedLongLong(offset);
-    stack[3] = PyLong_FromUnsignedLongLong(val);
-    name = plain_name(claim, claim->plain_writes, stack[1], len);
-    if (name && stack[3]) {
-        err = PyDict_SetItem(claim->values, name, stack[3]);
-        goto out;
-    }
-    write = Py_NewRef(claim->write);
-    stack[2] = PyLong_FromLong((long)len);
-    if (stack[1] && stack[2] && stack[3])
-        ret = PyObject_Vectorcall(write, stack + 1,
-                                  3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    err = ret ? 0 : -1;
-
-out:
-    Py_XDECREF(stack[1]);
-    Py_XDECREF(stack[2]);
-    Py_XDECREF(stack[3]);
-    Py_XDECREF(write);
-    Py_XDECREF(ret);
-    return err;
-}
-
-static int
-call_service(const struct claim *claim)
-{
-    PyObject *device = Py_NewRef(claim->device);
-    int err = claim->service ? claim->service(device) : 0;
-
-    Py_DECREF(device);
-    return err;
+    if (vmm_bus_find(ports->bus, exit->addr, exit->len, &range))
+        return 1;
+    claim = range.owner;
+    return claim_string(claim, exit, exit->addr - range.base, data);
 }
 
 /*
@@ -566,12 +376,10 @@ ports_dispatch(const struct ports *ports, const struct vmm_exit *exit,
     claim = range.owner;
     offset = exit->addr - range.base;
     if (exit->reason == VMM_EXIT_OWNER)
-        return call_service(claim);
+        return claim_service(claim);
     if (!claim->read)
         return -ENOENT; /* another device took its place */
-    if (exit->write)
-        return call_write(claim, offset, exit->len, exit->val);
-    return call_read(claim, offset, exit->len, val);
+    return claim_access(claim, exit, offset, val);
 }
 
 /* One access by the host. Returns 0, or -1 with an exception. */

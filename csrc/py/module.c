@@ -91,10 +91,10 @@ reap(PyObject *module, PyObject *ignored)
 
 PyDoc_STRVAR(
     bench_doc,
-    "bench_dispatch(bus, addr, size, count, /)\n--\n\n"
+    "bench_dispatch(bus, addr, size, count, value=None, /)\n--\n\n"
     "Feed the dispatcher the same read `count` times; nanoseconds each.\n\n"
-    "For benchmarks: what a Python device costs without KVM and with warm "
-    "caches.");
+    "With `value` it is a write of that. For benchmarks: what a Python device "
+    "costs\nwithout KVM and with warm caches.");
 
 static PyObject *
 bench_dispatch(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -104,13 +104,16 @@ bench_dispatch(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     uint64_t size, count, val, start;
     struct ports *ports;
 
-    if (nargs != 4 || !Py_IS_TYPE(args[0], state->bus_type))
-        return PyErr_Format(PyExc_TypeError,
-                            "bench_dispatch takes a Bus, addr, size, count");
+    if (nargs < 4 || nargs > 5 || !Py_IS_TYPE(args[0], state->bus_type))
+        return PyErr_Format(
+            PyExc_TypeError,
+            "bench_dispatch takes a Bus, addr, size, count and a value");
+    exit.write = nargs == 5 && args[4] != Py_None;
     ports = bus_ports(args[0]);
     if (!ports || as_uint(args[1], "addr", UINT64_MAX, &exit.addr) ||
         as_uint(args[2], "size", 8, &size) ||
-        as_uint(args[3], "count", UINT32_MAX, &count))
+        as_uint(args[3], "count", UINT32_MAX, &count) ||
+        (exit.write && as_uint(args[4], "value", UINT64_MAX, &exit.val)))
         return NULL;
     exit.len = (unsigned)size;
     start = vmm_now_ns();
@@ -218,6 +221,8 @@ static const struct {
     {offsetof(struct state, snapshot_type), &snapshot_spec},
     {offsetof(struct state, view_type), &view_spec},
     {offsetof(struct state, bus_type), &bus_spec},
+    {offsetof(struct state, registers_type), &registers_spec},
+    {offsetof(struct state, attribute_type), &attribute_spec},
     {offsetof(struct state, vm_type), &vm_spec},
     {offsetof(struct state, vcpu_type), &vcpu_spec},
     {offsetof(struct state, elf_type), &elf_spec},
@@ -289,9 +294,12 @@ module_exec(PyObject *module)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+    struct state *state = PyModule_GetState(module);
+
     pthread_once(&once, fork_handler_init);
-    if (add_types(module, PyModule_GetState(module)) ||
-        add_errors(module, PyModule_GetState(module)))
+    state->registers_name = PyUnicode_InternFromString("_registers");
+    if (!state->registers_name || add_types(module, state) ||
+        add_errors(module, state))
         return -1;
     for (unsigned i = 0; i < sizeof constants / sizeof *constants; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name,
@@ -322,6 +330,7 @@ module_clear(PyObject *module)
         Py_CLEAR(*type_slot(state, i));
     Py_CLEAR(state->short_error);
     Py_CLEAR(state->stale_error);
+    Py_CLEAR(state->registers_name);
     return 0;
 }
 

@@ -40,6 +40,8 @@ struct state {
     PyTypeObject *memory_type;
     PyTypeObject *view_type;
     PyTypeObject *bus_type;
+    PyTypeObject *registers_type;
+    PyTypeObject *attribute_type;
     PyTypeObject *vm_type;
     PyTypeObject *vcpu_type;
     PyTypeObject *exit_type;
@@ -55,6 +57,7 @@ struct state {
     PyTypeObject *snapshot_type;
     PyObject *short_error; /* exceptions */
     PyObject *stale_error;
+    PyObject *registers_name; /* "_registers" */
 };
 
 extern struct PyModuleDef vmm_module;
@@ -134,6 +137,38 @@ void memory_mark_views(struct memory *memory);
 PyObject *memory_view(struct state *state, struct memory *memory, void *hva,
                       Py_ssize_t len, bool readonly);
 
+/* -- registers.c, register.c ------------------------------------------------
+ */
+
+extern PyType_Spec registers_spec;
+extern PyType_Spec attribute_spec;
+
+/* Whether it is a Registers. */
+bool registers_check(struct state *state, PyObject *registers);
+/* The value of that name; AttributeError. */
+PyObject *registers_get(PyObject *registers, PyObject *name);
+int registers_set(PyObject *registers, PyObject *name, uint64_t val);
+
+/*
+ * What answers for the range of that index on a bus, or NULL when `registers`
+ * has none or is something else.
+ */
+struct vmm_filter *registers_filter(struct state *state, PyObject *registers,
+                                    unsigned range);
+/*
+ * A guest's access, of which `device` is told. 0, or -1 with an exception. The
+ * caller holds references to both.
+ */
+int registers_read(PyObject *registers, PyObject *device, unsigned range,
+                   uint64_t offset, unsigned len, uint64_t *val);
+int registers_write(PyObject *registers, PyObject *device, unsigned range,
+                    uint64_t offset, unsigned len, uint64_t val);
+/* Delivers the posted writes that wait. 0, or -1 with an exception. */
+int registers_deliver(PyObject *registers, PyObject *device);
+/* Whether some wait; whether some could. */
+bool registers_waiting(PyObject *registers);
+bool registers_posting(PyObject *registers);
+
 /* -- bus.c ----------------------------------------------------------------- */
 
 /*
@@ -145,13 +180,16 @@ struct claim {
     PyObject *device;
     PyObject *read; /* bound methods, NULL for native devices */
     PyObject *write;
+    PyObject *read_many; /* for `rep ins`, or NULL */
     /*
-     * Registers that just keep a value, see pyvmm/registers.py: their values by
-     * name, and by the size of an access dicts from offsets to names. Or NULL.
+     * Its declared registers, or NULL: whose they are, in which of its ranges
+     * they are, and for which accesses they stand in for the methods.
      */
-    PyObject *values;
-    PyObject *plain_reads;
-    PyObject *plain_writes;
+    PyObject *registers;
+    PyObject *owner;
+    struct vmm_filter *filter;
+    unsigned range;
+    unsigned served; /* VMM_REG_READ, VMM_REG_WRITE */
     /*
      * Called with the GIL when a native device answered VMM_BUS_OWNER. 0, or
      * -1 with an exception.
@@ -164,6 +202,7 @@ struct ports {
     struct vmm_bus *bus;
     struct claim **claim;
     Py_ssize_t count;
+    bool posting; /* some claim's registers may have posted writes */
 };
 
 extern PyType_Spec bus_spec;
@@ -171,6 +210,8 @@ extern PyType_Spec bus_spec;
 int ports_traverse(struct ports *ports, visitproc visit, void *arg);
 /* Takes all devices off the bus. No guest runs. */
 void ports_clear(struct ports *ports);
+/* Delivers the posted writes of its devices. 0, or -1 with an exception. */
+int ports_deliver(const struct ports *ports);
 /*
  * The access that `exit` describes (ACCESS or OWNER), by the Python device or
  * the owner. The value of a read in *val. 0, or -1 with an exception; -ENOENT
@@ -178,6 +219,13 @@ void ports_clear(struct ports *ports);
  */
 int ports_dispatch(const struct ports *ports, const struct vmm_exit *exit,
                    uint64_t *val);
+
+/*
+ * A read of exit->count elements, to go to `data` in a row, by a device that
+ * answers them in one call. 0, or -1 with an exception; 1: this one does not.
+ */
+int ports_dispatch_string(const struct ports *ports,
+                          const struct vmm_exit *exit, uint8_t *data);
 
 struct vm;
 /* A Bus on one of the VM's two; it keeps the VM. */
@@ -233,6 +281,7 @@ struct vcpu {
     struct vcpu *next; /* of the VM's list */
     PyObject *trace;
     PyObject *on_due;
+    PyObject *late;       /* an Exit that is for the next run(), or NULL */
     uint64_t due_ns;      /* when on_due is called, 0: never */
     uint64_t tick_ns;     /* the next tick comes then at the latest */
     unsigned long runner; /* thread ident inside run(), 0: none */
@@ -259,6 +308,11 @@ struct vm *vm_check(struct state *state, PyObject *arg);
 void vcpu_close(struct vcpu *self);
 /* A vCPU has gone: the VM too, if it is closed and this was the last one. */
 void vm_forget(struct vm *vm, struct vcpu *vcpu);
+/*
+ * Takes what KVM's ring has to its devices. Delivers only where a device could
+ * not keep more. 0, or -1 with an exception.
+ */
+int vm_collect(struct vm *vm);
 
 /* -- signals.c: ticks and kicks -------------------------------------------- */
 

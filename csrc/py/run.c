@@ -7,6 +7,8 @@
 /* What a guest gets between two calls that are due, however soon these are. */
 #define DUE_LEAST_NS 100000ULL
 
+#define LAST_TRIES 16 /* deliveries that raise at the end of a run */
+
 /* "read of 4 bytes at 0xd0000004, rip 0x100123 (vCPU 0)" */
 static void
 note_access(struct vcpu *self, const struct vmm_exit *exit)
@@ -25,14 +27,37 @@ note_access(struct vcpu *self, const struct vmm_exit *exit)
     add_note("in the guest's %s, vCPU %u", text, self->cpu.index);
 }
 
+/*
+ * Posted writes: before Python sees anything of what the guest did, it has seen
+ * all that the guest did before. 0, or -1 with an exception.
+ */
+static int
+deliver(struct vcpu *self)
+{
+    return ports_deliver(&self->vm->pio) || ports_deliver(&self->vm->mmio) ? -1
+                                                                           : 0;
+}
+
 /* An access of the guest that is for Python. 0, or -1 with an exception. */
 static int
 dispatch(struct vcpu *self, const struct vmm_exit *exit)
 {
     const struct ports *ports = exit->pio ? &self->vm->pio : &self->vm->mmio;
     uint64_t val = vmm_ones(exit->len);
-    int err = ports_dispatch(ports, exit, &val);
+    int err = deliver(self);
 
+    if (!err && exit->count > 1 && !exit->write &&
+        exit->reason == VMM_EXIT_ACCESS) {
+        err = ports_dispatch_string(ports, exit,
+                                    vmm_vcpu_string(&self->cpu, exit));
+        if (err != 1) {
+            vmm_vcpu_string_done(&self->cpu);
+            return err;
+        }
+        err = 0;
+    }
+    if (!err)
+        err = ports_dispatch(ports, exit, &val);
     if (err == -ENOENT) { /* the device went away meanwhile */
         self->vm->unclaimed++;
         err = 0;
@@ -46,7 +71,7 @@ dispatch(struct vcpu *self, const struct vmm_exit *exit)
 static int
 settle_step(struct vcpu *self, bool *done)
 {
-    struct vmm_exit exit;
+    struct vmm_exit exit = {0};
     int err;
 
     Py_BEGIN_ALLOW_THREADS
@@ -57,12 +82,54 @@ settle_step(struct vcpu *self, bool *done)
         raise_host(self->cpu.call, -err);
         return -1;
     }
-    if (exit.reason != VMM_EXIT_ACCESS && exit.reason != VMM_EXIT_OWNER)
+    switch (exit.reason) {
+    case VMM_EXIT_NONE:
+    case VMM_EXIT_NATIVE:
         return 0;
-    err = dispatch(self, &exit);
-    if (err)
-        note_access(self, &exit);
-    return err;
+    case VMM_EXIT_ACCESS:
+    case VMM_EXIT_OWNER:
+        err = dispatch(self, &exit);
+        if (err)
+            note_access(self, &exit);
+        return err;
+    case VMM_EXIT_UNCLAIMED:
+        self->vm->unclaimed++;
+        return 0;
+    default: /* this ends a run as well: the next one */
+        if (!self->late)
+            self->late = exit_new(self, exit.reason, &exit, NULL);
+        return self->late ? 0 : -1;
+    }
+}
+
+/* What was posted before the run ended is delivered. */
+static int
+last_step(struct vcpu *self, bool *done)
+{
+    *done = !vm_collect(self->vm) && !deliver(self);
+    return *done ? 0 : -1;
+}
+
+/*
+ * A step on the way out of run(), maybe with an exception: that stays, and what
+ * the step raises becomes a note of it.
+ */
+static void
+take_step(struct vcpu *self, int (*step)(struct vcpu *, bool *), bool *done)
+{
+    PyObject *type, *value, *trace, *later[3];
+
+    PyErr_Fetch(&type, &value, &trace);
+    step(self, done);
+    if (!type)
+        return;
+    PyErr_Fetch(&later[0], &later[1], &later[2]);
+    PyErr_NormalizeException(&later[0], &later[1], &later[2]);
+    PyErr_Restore(type, value, trace);
+    if (later[0])
+        add_note("then, while the access was finished: %R", later[1]);
+    for (int i = 0; i < 3; i++)
+        Py_XDECREF(later[i]);
 }
 
 /*
@@ -74,21 +141,12 @@ settle(struct vcpu *self)
 {
     bool done = false;
 
-    while (!done) {
-        PyObject *type, *value, *trace, *later[3];
-
-        PyErr_Fetch(&type, &value, &trace);
-        settle_step(self, &done);
-        if (!type)
-            continue;
-        PyErr_Fetch(&later[0], &later[1], &later[2]);
-        PyErr_NormalizeException(&later[0], &later[1], &later[2]);
-        PyErr_Restore(type, value, trace);
-        if (later[0])
-            add_note("then, while the access was finished: %R", later[1]);
-        for (int i = 0; i < 3; i++)
-            Py_XDECREF(later[i]);
-    }
+    while (!done)
+        take_step(self, settle_step, &done);
+    /* Each try that raises has delivered something; the rest waits on. */
+    done = false;
+    for (int i = 0; !done && i < LAST_TRIES; i++)
+        take_step(self, last_step, &done);
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -121,9 +179,14 @@ finish(struct vcpu *self, int reason, const struct vmm_exit *exit)
     if (reason == VMM_EXIT_UNCLAIMED && !vmm_vcpu_get_regs(&self->cpu, &regs))
         rip = (uint64_t *)&regs.rip;
     ret = exit_new(self, reason, exit, rip);
-    if (ret && settle(self))
-        Py_CLEAR(ret);
-    return ret;
+    if (!ret || !settle(self))
+        return ret;
+    /* What ended the run is not lost for what a device raised meanwhile. */
+    if (reason < VMM_EXIT_REASONS)
+        Py_XSETREF(self->late, ret);
+    else
+        Py_DECREF(ret);
+    return NULL;
 }
 
 /* The run ends with the exception that is set. */
@@ -249,7 +312,7 @@ interrupted(struct vcpu *self, bool kicked, uint64_t deadline)
     uint64_t now, wait_ns = TICK_NS;
     int called, reason;
 
-    if (PyErr_CheckSignals())
+    if (PyErr_CheckSignals() || deliver(self))
         return -1;
     if (kicked || self->closing)
         return EXIT_KICK;
@@ -354,8 +417,9 @@ const char vcpu_run_doc[] = PyDoc_STR(
     "When it returns\nor raises, no access is unfinished: registers are those "
     "of the next instruction,\nand run() may be called again. Exceptions of "
     "devices and of signal handlers\nleave it unchanged, with a note naming "
-    "the access. Raises OSError when the host\nrefuses, RuntimeError when it "
-    "runs already.");
+    "the access. When one came in the way of an\nExit, the next run() returns "
+    "that, unless the state was set. Raises OSError when the\nhost refuses, "
+    "RuntimeError when it runs already.");
 
 PyObject *
 vcpu_run(PyObject *op, PyObject *args, PyObject *kwargs)
@@ -375,6 +439,11 @@ vcpu_run(PyObject *op, PyObject *args, PyObject *kwargs)
     if (self->runner)
         return PyErr_Format(PyExc_RuntimeError, "vCPU %u is running already",
                             self->cpu.index);
+    if (self->late) {
+        ret = self->late;
+        self->late = NULL;
+        return ret;
+    }
     err = tick_enter(&self->cpu, &previous);
     if (err)
         return raise_host("timer_create", -err);

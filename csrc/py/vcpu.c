@@ -52,6 +52,7 @@ vcpu_close(struct vcpu *self)
         return;
     }
     self->closed = true;
+    Py_CLEAR(self->late);
     reap_vcpu(vmm_vcpu_detach(&self->cpu));
     vm_forget(self->vm, self);
 }
@@ -65,6 +66,7 @@ vcpu_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->vm);
     Py_VISIT(self->trace);
     Py_VISIT(self->on_due);
+    Py_VISIT(self->late);
     return 0;
 }
 
@@ -76,6 +78,7 @@ vcpu_clear(PyObject *op)
     vcpu_close(self);
     Py_CLEAR(self->trace);
     Py_CLEAR(self->on_due);
+    Py_CLEAR(self->late);
     Py_CLEAR(self->vm);
     return 0;
 }

@@ -132,6 +132,7 @@ vcpu_set(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     part = find_part(args[0]);
     if (!part || PyObject_GetBuffer(args[1], &state, PyBUF_SIMPLE))
         return NULL;
+    Py_CLEAR(self->late);
     if ((size_t)state.len == part_size(self, part))
         ret = vcpu_none_or_raise(self, part->set(&self->cpu, state.buf));
     else
@@ -293,6 +294,7 @@ vcpu_start(PyObject *op, PyObject *args, PyObject *kwargs)
     PyBuffer_Release(&buf);
     if (PyErr_Occurred())
         return NULL;
+    Py_CLEAR(self->late);
     err = vmm_x86_start(&self->cpu, (enum vmm_x86_mode)which, &regs, tables);
     if (err == -EINVAL && which == VMM_X86_REAL) {
         PyErr_SetString(PyExc_ValueError,

@@ -109,6 +109,30 @@ vm_forget(struct vm *vm, struct vcpu *vcpu)
         vm_finish(vm);
 }
 
+int
+vm_collect(struct vm *vm)
+{
+    struct vmm_exit exit = {0};
+    uint64_t ignored;
+    int err = 0;
+
+    /* A guest that goes on writing is not waited for. */
+    for (unsigned i = 0; !err && i < VMM_RING_ENTRIES; i++) {
+        const struct ports *ports;
+
+        if (!vmm_vcpu_coalesced(&vm->vm, &exit))
+            break;
+        ports = exit.pio ? &vm->pio : &vm->mmio;
+        if (exit.reason == VMM_EXIT_ACCESS || exit.reason == VMM_EXIT_OWNER)
+            err = ports_dispatch(ports, &exit, &ignored);
+        if (exit.reason == VMM_EXIT_UNCLAIMED || err == -ENOENT) {
+            vm->unclaimed++; /* its device has gone */
+            err = 0;
+        }
+    }
+    return err;
+}
+
 static int
 vm_traverse(PyObject *op, visitproc visit, void *arg)
 {
@@ -383,6 +407,84 @@ vm_remove_ioeventfd(PyObject *op, PyObject *args, PyObject *kwargs)
     return none_or_raise(self, vmm_vm_ioeventfd_remove(&self->vm, &bell));
 }
 
+static int
+as_zone(PyObject *args, PyObject *kwargs, struct vmm_zone *zone)
+{
+    static const char *const names[] = {"addr", "size", "pio", NULL};
+    PyObject *addr, *size;
+    uint64_t len;
+    int pio = 0;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$p:coalesce",
+                                     KEYWORDS(names), &addr, &size, &pio) ||
+        as_uint(addr, "addr", UINT64_MAX, &zone->addr) ||
+        as_uint(size, "size", UINT32_MAX, &len))
+        return -1;
+    zone->len = (unsigned)len;
+    zone->pio = pio;
+    return 0;
+}
+
+PyDoc_STRVAR(
+    coalesce_doc,
+    "coalesce($self, /, addr, size, *, pio=False)\n--\n\n"
+    "Let writes to these addresses, or ports, wait in KVM's ring.\n\n"
+    "They do not exit; they are done before the next exit is handled, by "
+    "collect(), or\nwhen there are 169. Only for declared registers. False: "
+    "the host cannot, has no\nroom, or there is no vCPU yet. Raises OSError. "
+    "Source: KVM_REGISTER_COALESCED_MMIO.");
+
+static PyObject *
+vm_coalesce(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    struct vm *self = open_vm(op);
+    struct vmm_zone zone;
+    int err;
+
+    if (!self || as_zone(args, kwargs, &zone))
+        return NULL;
+    err = vmm_vm_coalesce(&self->vm, &zone);
+    if (err == -ENXIO || err == -ENOSPC)
+        Py_RETURN_FALSE;
+    if (err)
+        return raise_host(self->vm.call, -err);
+    Py_RETURN_TRUE;
+}
+
+PyDoc_STRVAR(remove_coalesce_doc,
+             "remove_coalesce($self, /, addr, size, *, pio=False)\n--\n\n"
+             "Undo coalesce() with the same arguments. What is in the ring "
+             "stays there for\ncollect(). Raises OSError.");
+
+static PyObject *
+vm_remove_coalesce(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    struct vm *self = open_vm(op);
+    struct vmm_zone zone;
+
+    if (!self || as_zone(args, kwargs, &zone))
+        return NULL;
+    return none_or_raise(self, vmm_vm_coalesce_remove(&self->vm, &zone));
+}
+
+PyDoc_STRVAR(collect_doc,
+             "collect($self, /)\n--\n\n"
+             "Do the writes that wait in KVM's ring: see coalesce().\n\n"
+             "Nothing when the VM is closed, or in a forked child. Raises what "
+             "devices raise\nthat are called for it.");
+
+static PyObject *
+vm_collect_method(PyObject *op, PyObject *ignored)
+{
+    struct vm *self = (struct vm *)op;
+
+    (void)ignored;
+    if (!self->closed && self->generation == fork_generation &&
+        vm_collect(self))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(fileno_doc, "fileno($self, /)\n--\n\nThe VM's file descriptor.");
 
 static PyObject *
@@ -430,6 +532,11 @@ static PyMethodDef vm_methods[] = {
      METH_VARARGS | METH_KEYWORDS, ioeventfd_doc},
     {"remove_ioeventfd", (PyCFunction)(void (*)(void))vm_remove_ioeventfd,
      METH_VARARGS | METH_KEYWORDS, remove_ioeventfd_doc},
+    {"coalesce", (PyCFunction)(void (*)(void))vm_coalesce,
+     METH_VARARGS | METH_KEYWORDS, coalesce_doc},
+    {"remove_coalesce", (PyCFunction)(void (*)(void))vm_remove_coalesce,
+     METH_VARARGS | METH_KEYWORDS, remove_coalesce_doc},
+    {"collect", vm_collect_method, METH_NOARGS, collect_doc},
     {"fileno", vm_fileno, METH_NOARGS, fileno_doc},
     {"close", vm_close, METH_NOARGS, close_doc},
     {"snapshot", vm_snapshot, METH_NOARGS, vm_snapshot_doc},

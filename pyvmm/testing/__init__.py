@@ -146,6 +146,23 @@ class Bus(Generic[D]):
             raise ValueError(f"value {value:#x} has not {size} bytes")
         self.device.write(offset, size, value)
 
+    def read_many(self, offset: int, size: int, count: int) -> bytes:
+        """What a guest's `rep ins` of `count` elements would get."""
+        self._check(offset, size)
+        call = getattr(self.device, "read_many", None)
+        if call is None:
+            return b"".join(
+                self.read(offset, size).to_bytes(size, "little")
+                for _ in range(count)
+            )
+        data = bytes(call(offset, size, count))
+        if len(data) != size * count:
+            raise TypeError(
+                f"{type(self.device).__name__}.read_many({offset:#x}, {size}, "
+                f"{count}) returned {len(data)} bytes; {size * count} were due"
+            )
+        return data
+
     def read_u8(self, offset: int) -> int:
         """A read of one byte."""
         return self.read(offset, 1)
@@ -186,7 +203,11 @@ class Bus(Generic[D]):
         return (self._clock.now_ns - 1) / 1e9
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and each timer be called at its time in it."""
+        """Let time pass, and each timer be called at its time in it.
+
+        What is posted is delivered first.
+        """
+        self.device.drain()
         self._clock.advance(seconds, self.timers, self.worker.timers)
 
     def poll(self, timeout: float | None = 0.0) -> int:
@@ -205,9 +226,13 @@ class Bus(Generic[D]):
     # -- closing -------------------------------------------------------------
 
     def close(self) -> None:
-        """The device is free again; its timers are cancelled."""
+        """The device is free again; its timers are cancelled.
+
+        What is posted is delivered before.
+        """
         if self.device._services is not self:
             return
+        self.device.drain()
         self.timers.drop(self.device)
         self.worker.stop()
         self.device._services = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from bare import CODE, MMIO, Bare, Device, exit
 
+import pyvmm
 from pyvmm import _vmm
 
 
@@ -56,6 +57,8 @@ def test_the_child_is_refused(kvm, bare) -> None:
             lambda: vm.msi(0xFEE00000, 0x40),
             lambda: vm.irqfd(0, 1),
             lambda: vm.ioeventfd(0, MMIO),
+            lambda: vm.coalesce(MMIO, 4),
+            lambda: vm.remove_coalesce(MMIO, 4),
             lambda: _vmm.VCPU(vm, cpus=2),
             lambda: _vmm.VM(kvm, _vmm.Memory()),
             lambda: kvm.check(3),
@@ -127,6 +130,38 @@ def test_memory_is_the_childs_too(bare) -> None:
 
     in_child(child)
     assert machine.memory.read_u32(0x20000) == 7
+
+
+def test_posted_writes_are_the_parents(bare) -> None:
+    """The child has a copy of those in C, and leaves the kernel's alone."""
+
+    class Fifo(pyvmm.Device):
+        data = pyvmm.Reg(0x0, 4, posted=100)
+        forks = pyvmm.Reg(0x4, 4)
+
+        def __init__(self) -> None:
+            self.log: list[int] = []
+
+        @data.on_writes
+        def got(self, values):
+            self.log += values
+
+        @forks.on_write
+        def fork(self, value):
+            in_child(self.drain)
+
+    with pyvmm.Machine() as m:
+        fifo = m.attach(Fifo())
+        m.load(
+            asm="mov eax, 5; mov [0xd0000000], eax; mov [0xd0000004], eax;"
+            "inc eax; mov [0xd0000000], eax; out 0xf4, al"
+        )
+        assert m.run(timeout=20).status == 6
+        m.vm.mmio.write(0xD000_0000, 4, 7)
+        in_child(m.vm.collect)
+        assert fifo.log == [5, 6]
+        fifo.drain()
+        assert fifo.log == [5, 6, 7]
 
 
 def test_a_child_that_does_nothing_leaves_quietly(bare) -> None:

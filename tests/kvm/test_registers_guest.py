@@ -70,7 +70,7 @@ def test_a_bad_answer_names_the_access() -> None:
     with pyvmm.Machine() as m:
         m.attach(Bad())
         m.load(asm="mov eax, [0xd0000000]")
-        with pytest.raises(TypeError, match=r"Bad.read\(0, 4\) returned None"):
+        with pytest.raises(TypeError, match=r"Bad.reg, 4 bytes at 0x0, was"):
             m.run(timeout=20)
 
 

@@ -289,3 +289,68 @@ class Card(Base):
         card.go.set()
         assert m.wait(30).status == 7
         reloading.join(30)
+
+
+POSTED = """
+import pyvmm
+
+class Card(pyvmm.Device):
+    size = 0x20
+    data = pyvmm.Reg(0x0, 4{posted})
+    bell = pyvmm.Doorbell(0x8, 4)
+    end = pyvmm.Reg(0xC, 4)
+
+    @data.on_write{s}
+    def got(self, values):
+        {how}
+        self.log += [({tag}, value) for value in values]
+
+    @bell.on_ring
+    def ring(self):
+        self.rung.append({tag})
+
+    @end.on_read
+    def look(self):
+        return self.over
+"""
+
+
+def posted_text(tag: int) -> str:
+    """Now posted, now not: the guest must not notice, nor the device."""
+    if tag % 3 == 2:
+        how = "values = [values]"
+        return POSTED.format(posted="", s="", how=how, tag=tag)
+    posted = f", posted={10 + tag}"
+    return POSTED.format(posted=posted, s="s", how="pass", tag=tag)
+
+
+def test_no_posted_write_is_lost(tmp_path, monkeypatch) -> None:
+    """Reloads from another thread, while the guest writes 1, 2, 3, ..."""
+    path = tmp_path / "card_posted.py"
+    path.write_text(posted_text(0))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    card = importlib.import_module("card_posted").Card()
+    card.log, card.rung, card.over = [], [], 0
+    with pyvmm.Machine() as m:
+        m.attach(card)
+        m.load(
+            asm="xor ecx, ecx; next: inc ecx; mov [0xd0000000], ecx;"
+            "test cl, 63; jnz next; mov [0xd0000008], ecx;"
+            "cmp dword ptr [0xd000000c], 0; je next; out 0xf4, al"
+        )
+        m.start(timeout=60)
+        for tag in range(1, 9):
+            seen = len(card.log)
+            while len(card.log) < seen + 500 and m.running:
+                pass
+            path.write_text(posted_text(tag))
+            m.reload(card)
+        card.over = 1
+        m.wait(60)
+    values = [value for _, value in card.log]
+    assert values == [*range(1, len(values) + 1)]
+    tags = [tag for tag, _ in card.log]
+    assert tags == sorted(tags) and set(tags) >= {*range(8)}
+    assert card.rung == sorted(card.rung)
+    sys.modules.pop("card_posted", None)

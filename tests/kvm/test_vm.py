@@ -348,3 +348,65 @@ def test_buses(bare) -> None:
     assert vm.mmio.find(2**64 - 1) is device
     vm.mmio.add(MMIO, 2**33, device)
     assert vm.mmio.find(MMIO + 2**33 - 1) is device
+
+
+STORES = "mov ecx, 40; next: mov [0xd0000000], ecx; dec ecx; jnz next\n"
+
+
+def test_writes_that_wait_in_the_kernel(kvm, bare) -> None:
+    """They do not exit, and are done before the next exit is handled."""
+    device = Device()
+    machine = bare(STORES + exit(0), devices={MMIO: device})
+    can = kvm.check(15) > 0  # KVM_CAP_COALESCED_MMIO
+    assert machine.vm.coalesce(MMIO, 4) is can
+    assert machine.status() == 0
+    assert device.log == [("w", 0, 4, left) for left in range(40, 0, -1)]
+    if can:
+        assert machine.cpu.exits < 20
+    machine.vm.remove_coalesce(MMIO, 4)
+    machine.regs.rip = CODE
+    before = machine.cpu.exits
+    assert machine.status() == 0
+    assert machine.cpu.exits - before >= 41
+    machine.vm.collect()
+    assert len(device.log) == 80
+
+
+def test_the_kernels_ring_has_no_end(bare) -> None:
+    """When it is full the write exits: behind those that wait."""
+    device = Device()
+    machine = bare(
+        STORES.replace("40", "1000") + exit(0), devices={MMIO: device}
+    )
+    machine.vm.coalesce(MMIO, 4)
+    assert machine.status() == 0
+    assert [entry[3] for entry in device.log] == [*range(1000, 0, -1)]
+
+
+def test_what_cannot_be_coalesced(kvm) -> None:
+    memory = _vmm.Memory()
+    memory.add(0, 0x1000)
+    vm = _vmm.VM(kvm, memory)
+    assert vm.coalesce(MMIO, 4) is False  # no vCPU yet
+    vm.collect()
+    with pytest.raises(ValueError, match="addr -1 is outside"):
+        vm.coalesce(-1, 4)
+    with pytest.raises(ValueError, match="size 4294967296 is outside"):
+        vm.coalesce(MMIO, 1 << 32)
+    vm.close()
+    vm.collect()
+    with pytest.raises(ValueError, match="closed"):
+        vm.coalesce(MMIO, 4)
+
+
+def test_coalesced_writes_that_nobody_claims(bare) -> None:
+    machine = bare(STORES + exit(0))
+    if not machine.vm.coalesce(MMIO, 4):
+        return
+    stop = machine.run()
+    assert stop.reason == _vmm.EXIT_UNCLAIMED and stop.value == 40
+    # The others wait no longer; that the guest has ended is the next run's.
+    assert machine.vm.unclaimed == 39
+    before = machine.cpu.exits
+    assert machine.status() == 0
+    assert machine.cpu.exits == before

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declared registers: what the guest sees, what the device sees, refusals."""
 
+import functools
 import pydoc
 import random
 
@@ -175,7 +176,9 @@ def test_answers_of_methods_are_checked() -> None:
 
     odd = Odd()
     odd.answer = None
-    with pytest.raises(TypeError, match=r"Odd.reg was read as None; an int"):
+    with pytest.raises(
+        TypeError, match=r"Odd.reg, 2 bytes at 0x0, was read as None"
+    ):
         odd.read(0x0, 1)
     odd.answer = 0x10000
     with pytest.raises(ValueError, match="0 to 0xffff was due"):
@@ -275,6 +278,78 @@ def test_the_size_may_be_left_out() -> None:
 def test_devices_take_no_odd_arguments() -> None:
     with pytest.raises(TypeError, match=r"Alarm\(\) takes no arguments"):
         Alarm(5)
+
+
+def loudly(method):
+    @functools.wraps(method)
+    def call(*args):
+        return method(*args)
+
+    return call
+
+
+class Edges(pyvmm.Device):
+    """Methods that want the value before, however they are written."""
+
+    size = 0x20
+    ctrl = pyvmm.Reg(0x0, 4, reset=0x10)
+    mixed = pyvmm.Reg(0x4, 4, mask=0xFFFF, ro=0xF, w1c=0xF0, reset=0xFFFF)
+    wrapped = pyvmm.Reg(0x8, 4)
+    optional = pyvmm.Reg(0xC, 4)
+    plain = pyvmm.Reg(0x10, 4)
+
+    def __init__(self) -> None:
+        self.log: list[tuple[int, ...]] = []
+
+    @ctrl.on_write
+    def ctrl_written(self, value, old):
+        self.log.append((value, old, self.ctrl))
+
+    @mixed.on_write
+    def mixed_written(self, value, old):
+        self.log.append((value, old, self.mixed))
+
+    @wrapped.on_write
+    @loudly
+    def wrapped_written(self, value, old):
+        self.log.append((value, old))
+
+    @optional.on_write
+    def optional_written(self, value, old=None):
+        self.log.append((value, old))
+
+    @plain.on_write
+    def plain_written(self, *args):
+        self.log.append(args)
+
+
+def test_methods_may_want_the_old_value() -> None:
+    device = Edges()
+    device.write(0x0, 4, 0x30)
+    device.write(0x0, 1, 0x31)
+    device.write(0x4, 4, 0xABCD0035)
+    device.write(0x8, 4, 1)
+    device.write(0xC, 4, 2)
+    device.write(0xC, 4, 3)
+    device.write(0x10, 4, 4)
+    assert device.log == [
+        (0x30, 0x10, 0x30), (0x31, 0x30, 0x31), (0x30, 0xFFFF, 0xCF),
+        (1, 0), (2, 0), (3, 2), (4,),
+    ]  # fmt: skip
+
+
+def test_each_class_says_what_its_method_takes() -> None:
+    class Old(Edges):
+        def ctrl_written(self, value):
+            self.log.append((value,))
+
+        def plain_written(self, value, old):
+            super().plain_written(value, old)
+
+    device = Old()
+    device.write(0x0, 4, 1)
+    device.write(0x10, 4, 2)
+    assert device.log == [(1,), (2, 0)]
 
 
 # -- refusals ------------------------------------------------------------------

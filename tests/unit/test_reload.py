@@ -185,3 +185,117 @@ def test_watching(m, card, file) -> None:
     assert path == str(file) and isinstance(exc, SyntaxError)
     file.unlink()
     assert watch.look() == []
+
+
+POSTED = """
+import pyvmm
+
+class Card(pyvmm.Device):
+    size = 0x20
+    data = pyvmm.Reg(0x0, 4, posted=100)
+    bell = pyvmm.Doorbell(0x8, 4)
+    plain = pyvmm.Reg(0xC, 4)
+
+    def __init__(self):
+        self.log = []
+
+    @data.on_writes
+    def got(self, values):
+        self.log.append(("first", values.tolist()))
+
+    @bell.on_ring
+    def ring(self):
+        self.log.append("first ring")
+"""
+
+
+@pytest.fixture
+def posted(file):
+    file.write_text(POSTED)
+    return importlib.import_module("card").Card()
+
+
+def test_what_is_posted_goes_to_the_old_code(posted, file) -> None:
+    with pyvmm.Machine() as m:
+        m.attach(posted)
+        posted.write(0x0, 4, 1)
+        posted.write(0x8, 4, 0)
+        posted.write(0x0, 4, 2)
+        posted.write(0x0, 4, 3)
+        file.write_text(POSTED.replace("first", "second"))
+        m.reload(posted)
+        assert posted.data == 3
+        posted.write(0x0, 4, 4)
+        posted.write(0x8, 4, 0)
+    assert posted.log == [
+        ("first", [1]), "first ring", ("first", [2, 3]),
+        ("second", [4]), "second ring",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "data = pyvmm.Reg(0x0, 4, posted=100)\n",
+            "data = pyvmm.Reg(0x0, 4)\n",
+        ),
+        ("posted=100", "posted=2"),
+        ("    data = pyvmm.Reg(0x0, 4, posted=100)\n", ""),
+    ],
+)
+def test_posting_itself_changes(posted, file, old, new) -> None:
+    with pyvmm.Machine() as m:
+        m.attach(posted)
+        posted.write(0x0, 4, 1)
+        text = POSTED.replace(old, new).replace("first", "second")
+        if "posted" not in text:
+            text = text.replace("@data.on_writes", "")
+        file.write_text(text)
+        m.reload(posted)
+        assert posted.log == [("first", [1])]
+        for value in (5, 6, 7):
+            posted.write(0x0, 4, value)
+        if "posted" in text:
+            assert posted.log[1:] == [("second", [5, 6])]
+            assert posted._registers.waiting == 1
+        else:
+            assert posted._registers.waiting == 0
+        # Registers are answered in C again.
+        assert posted.read(0xC, 4) == 0
+
+
+def test_a_delivery_that_raises_leaves_the_old_code(posted, file) -> None:
+    with pyvmm.Machine() as m:
+        m.attach(posted)
+        posted.write(0x0, 4, 1)
+        posted.log = None
+        file.write_text(POSTED.replace("first", "second"))
+        with pytest.raises(AttributeError):
+            m.reload(posted)
+        posted.log = []
+        posted.write(0x0, 4, 2)
+        posted.drain()
+        assert posted.log == [("first", [2])]
+
+
+def test_a_restore_that_fails_loses_nothing(posted, file) -> None:
+    """It posts, then raises: the new code is told, the old one stays."""
+    text = (
+        POSTED.replace("first", "second")
+        + """
+    def restore(self, state):
+        self.write(0x0, 4, 9)
+        self.plain = 7
+        raise ZeroDivisionError
+"""
+    )
+    with pyvmm.Machine() as m:
+        m.attach(posted)
+        posted.plain = 6
+        file.write_text(text)
+        with pytest.raises(ZeroDivisionError):
+            m.reload(posted)
+        posted.write(0x0, 4, 2)
+        assert posted.read(0xC, 4) == 6
+        assert posted.log == [("second", [9]), ("first", [2])]

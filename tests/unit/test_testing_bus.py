@@ -158,3 +158,40 @@ def test_messages() -> None:
         pytest.raises(ValueError, match="sends messages, but"),
     ):
         m.attach(sender)
+
+
+class Disk(pyvmm.Device):
+    """A port for strings."""
+
+    size = 8
+    answer: object = None
+
+    def read(self, offset, size):
+        return 0x1234
+
+    def read_many(self, offset, size, count):
+        return self.answer or bytes([offset]) * (size * count)
+
+
+def test_strings() -> None:
+    with testing.bus(Disk()) as bus:
+        assert bus.read_many(0x2, 2, 3) == b"\x02" * 6
+        assert bus.read_u16(0x2) == 0x1234
+        bus.device.answer = b"abc"
+        with pytest.raises(
+            TypeError, match=r"read_many\(0x0, 1, 2\) returned 3"
+        ):
+            bus.read_many(0x0, 1, 2)
+        with pytest.raises(ValueError, match="2 bytes at 0x7 are outside"):
+            bus.read_many(0x7, 2, 1)
+
+
+def test_strings_element_by_element() -> None:
+    class Plain(pyvmm.Device):
+        size = 4
+
+        def read(self, offset, size):
+            return 0x102
+
+    with testing.bus(Plain()) as bus:
+        assert bus.read_many(0x0, 2, 2) == b"\x02\x01\x02\x01"
