@@ -11,13 +11,26 @@ import traceback
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from . import blk, create, exits, many, net, reload, rng, start, virtio, vsock
+from . import (
+    blk,
+    create,
+    exits,
+    filters,
+    many,
+    net,
+    reload,
+    rng,
+    start,
+    virtio,
+    vsock,
+)
 from .table import HEAD, Row, line
 
 BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "exits-c": exits.in_c,
     "exits-python": exits.in_python,
     "dispatch": exits.dispatch,
+    "filters": filters.filters,
     "create": create.first_exit,
     "start": start.start,
     "rng": rng.requests,

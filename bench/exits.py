@@ -35,12 +35,63 @@ class PythonDevice:
         pass
 
 
-class DeclaredDevice(Device):
-    """The same as a declared register."""
+# The console's ports are at offsets 0, which is written, and 4, which is read.
+
+
+class PlainDevice(Device):
+    """The same as declared registers."""
 
     size = 16
     reg = Reg(0x0, 1)
-    other = Reg(0x4, 1)  # where the console has its second port
+    other = Reg(0x4, 1)
+
+
+class RuledDevice(Device):
+    """Registers whose bits are of every kind."""
+
+    size = 16
+    reg = Reg(0x0, 1, mask=0x7F, ro=0x03, w1c=0x0C, wo=0x30)
+    other = Reg(0x4, 1, mask=0x7F, ro=0x03, w1c=0x0C, wo=0x30)
+
+
+class HookedDevice(Device):
+    """Registers with methods."""
+
+    size = 16
+    reg = Reg(0x0, 1)
+    other = Reg(0x4, 1)
+
+    @other.on_read
+    def look(self) -> int:
+        return 0
+
+    @reg.on_write
+    def written(self, value: int) -> None:
+        pass
+
+
+class OldDevice(Device):
+    """A method that wants the value before."""
+
+    size = 16
+    reg = Reg(0x0, 1)
+
+    @reg.on_write
+    def written(self, value: int, old: int) -> None:
+        pass
+
+
+KINDS = (
+    (PythonDevice, READ, "read()"),
+    (PythonDevice, WRITE, "write()"),
+    (PlainDevice, READ, "register, read"),
+    (PlainDevice, WRITE, "register, write"),
+    (RuledDevice, READ, "register with rules, read"),
+    (RuledDevice, WRITE, "register with rules, write"),
+    (HookedDevice, READ, "register, on_read"),
+    (HookedDevice, WRITE, "register, on_write"),
+    (OldDevice, WRITE, "register, on_write with old"),
+)
 
 
 class Guest:
@@ -223,12 +274,7 @@ def in_python(effort: float) -> Iterator[Row]:
     kvm = _vmm.KVM()
     rounds, count = round(10 * effort), 100
     for mode, ring in MODES.items():
-        for kind, op, name in (
-            (PythonDevice, READ, "read"),
-            (PythonDevice, WRITE, "write"),
-            (DeclaredDevice, READ, "declared register, read"),
-            (DeclaredDevice, WRITE, "declared register, write"),
-        ):
+        for kind, op, name in KINDS:
             values: list[float] = []
             for _ in range(rounds):
                 console = native(op)
@@ -244,23 +290,21 @@ def in_python(effort: float) -> Iterator[Row]:
                 guest.close()
             _vmm.reap()
             yield Row(
-                f"exit in Python, over one in C, {name}, {ring}",
+                f"exit over one in C: {name}, {ring}",
                 Figure(values), 0.6, unit="us", scale=1e-3,
             )  # fmt: skip
 
 
 def dispatch(effort: float) -> Iterator[Row]:
     """The dispatcher alone, hot."""
-    for kind, name in (
-        (PythonDevice, "Python device"),
-        (DeclaredDevice, "declared register"),
-    ):
-        guest = Guest(_vmm.KVM(), "protected", READ, kind())
-        bus, port = guest.vm.pio, PORTS[READ]
+    for kind, op, name in KINDS:
+        guest = Guest(_vmm.KVM(), "protected", op, kind())
+        bus, port = guest.vm.pio, PORTS[op]
+        value = None if op == READ else 5
         values = [
-            _vmm.bench_dispatch(bus, port, 1, 2000)
+            _vmm.bench_dispatch(bus, port, 1, 2000, value)
             for _ in range(round(500 * effort))
         ]
         guest.close()
-        yield Row(f"dispatch to a {name}, hot loop, read",
+        yield Row(f"dispatch, hot loop: {name}",
                   Figure(values), 80, unit="ns", digits=0)  # fmt: skip
