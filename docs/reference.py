@@ -44,6 +44,7 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm", "Msi"),
             ("pyvmm.device", "Message"),
             ("pyvmm", "Reg"),
+            ("pyvmm", "Doorbell"),
             ("pyvmm", "Range"),
             ("pyvmm.device", "RangeAt"),
             ("pyvmm.timers", "Timer"),
