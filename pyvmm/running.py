@@ -31,6 +31,8 @@ def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
         if machine._console is not None:
             machine._console._prepare()
         outcome = run()
+        machine._wiring.settle()
+        runner.raise_failures()
         if check and outcome.crashed:
             raise ends.make_error(outcome)
         return outcome

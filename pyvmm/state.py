@@ -123,6 +123,8 @@ def save(slot: Slot, shared: Iterable[object]) -> DeviceState:
     """The state of an attached device; Error when it cannot be had."""
     device: Any = slot.device
     state = DeviceState(slot.name)
+    if isinstance(device, Device):
+        device.drain()
     if isinstance(slot.bus_device, _vmm.VirtioMMIO):
         state.native = slot.bus_device.save()
     if has_own(device):

@@ -249,6 +249,9 @@ class Worker:
         """No call is made meanwhile, and none is at work."""
         yield
 
+    def settle(self, seconds: float) -> None:
+        """Wait until doorbells rung before are answered, or time is over."""
+
     def resume(self) -> None:
         """The machine is run again: what stood still since an exception."""
 
@@ -290,6 +293,7 @@ class ThreadWorker(Worker):
         self._failed = False
         self._parking = False  # somebody wants it to stand still
         self._parked, self._go = Event(), Event()
+        self._settled: Event | None = None  # somebody waits for a turn's end
         self._thread = Thread(
             target=self._run, name=f"pyvmm {name}", daemon=True
         )
@@ -316,14 +320,26 @@ class ThreadWorker(Worker):
             if native is None:
                 self.poll(None)
                 return
+            settled, self._settled = self._settled, None
             native.serve(self._epoll.fileno(), self.timers.next_ns())
             self.poll(0)
+            if settled is not None:
+                settled.set()
         except BaseException as exc:
             if self._stopping:
                 return
             exc.add_note(f"on the worker thread of {self.name}")
             self._failed = True
             self._fail(exc)
+
+    def settle(self, seconds: float) -> None:
+        """One whole turn from now on: it answers what was rung before."""
+        if self._serve is None or not self.elsewhere:
+            return
+        settled = Event()
+        self._settled = settled
+        self.wake()
+        settled.wait(seconds)
 
     @contextmanager
     def still(self) -> Iterator[None]:

@@ -208,3 +208,35 @@ def test_a_guest_that_breaks_the_rules(notify: str) -> None:
         load(m, "", "abuse")
         assert m.run(timeout=20).status == 0, m.console.text
         assert device.faults > 3
+
+
+def test_what_was_rung_is_answered_before_run_returns() -> None:
+    """A guest that does not wait for its last requests, and ends."""
+    seen: list[bytes] = []
+
+    def body(queue: virtio.Queue) -> None:
+        for chain in queue:
+            seen.append(chain.read())
+
+    with pyvmm.Machine() as m:
+        m.attach(Scripted(body, "thread"))
+        load(m, "send=abc n=1 mode=poll")
+        for _ in range(20):
+            seen.clear()
+            snap = m.snapshot()
+            # It has offered the request and rung the doorbell, no more.
+            m.run(until="virtqueue_wait", timeout=20)
+            assert seen == [b"abc"]
+            m.restore(snap)
+
+
+def test_an_exception_at_the_very_end_is_that_of_the_run() -> None:
+    def body(queue: virtio.Queue) -> None:
+        for _ in queue:
+            raise KeyError("late")
+
+    with pyvmm.Machine() as m:
+        m.attach(Scripted(body, "thread"))
+        load(m, "send=abc n=1 mode=poll")
+        with pytest.raises(KeyError, match="late"):
+            m.run(until="virtqueue_wait", timeout=20)
