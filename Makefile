@@ -178,7 +178,7 @@ $(B)/_vmm.so: $(BINDING) $(B)/libvmm.a
 	@[ $(B) != build ] || { rm -f pyvmm/_vmm.*so; cp $@ pyvmm/_vmm.so; }
 
 # As pip does when it installs: who may not write there starts as fast.
-$(BYTECODE): $(wildcard pyvmm/*.py pyvmm/*/*.py) $(SETUP)
+$(BYTECODE): $(wildcard pyvmm/*.py pyvmm/*/*.py pyvmm/*/*/*.py) $(SETUP)
 	@$(VENV)/python3 -m compileall -q $(filter %.py,$^)
 	@touch $@
 

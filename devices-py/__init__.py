@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .i8042 import I8042 as I8042
     from .net import Net as Net
     from .net_switch import Switch as Switch
+    from .ninep import NineP as NineP
     from .pc import PC as PC
     from .pci_host import PciHost as PciHost
     from .pm_timer import PmTimer as PmTimer
@@ -48,6 +49,7 @@ _HOME = {
     "HostCalls": "host_calls",
     "I8042": "i8042",
     "Net": "net",
+    "NineP": "ninep",
     "PC": "pc",
     "PciHost": "pci_host",
     "PmTimer": "pm_timer",
