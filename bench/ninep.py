@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""virtio-9p: the same guest reads the same file in pyvmm and in QEMU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyvmm
+from pyvmm import _vmm
+from pyvmm.devices import NineP
+
+from .measure import Figure, Step, ratio
+from .rng import QEMU, in_turn, size_text, tsc_hz
+from .table import Row
+
+ROOT = Path(__file__).parent.parent
+GUEST = ROOT / "build/guest/bench-ninep-ring3.elf"
+FILE_SIZE = 16 << 20
+
+# Bytes of a read, and how many times a run reads the file, which is in the
+# page cache.
+SIZES = {4096: 1, 65536: 4, 1 << 20: 8}
+
+RESULT = re.compile(rb"cycles (\d+) bytes (\d+) kicks")
+
+
+def cycles(output: bytes, passes: int) -> float:
+    """TSC cycles of a byte, as the guest counted them."""
+    found = RESULT.search(output)
+    if not found:
+        raise RuntimeError(f"the guest said: {output!r}")
+    spent, got = map(int, found.groups())
+    if got != FILE_SIZE * passes:
+        raise RuntimeError(f"{got} bytes came, not {FILE_SIZE * passes}")
+    return spent / got
+
+
+def in_pyvmm(folder: str, size: int, passes: int, notify: str) -> float:
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(GUEST, cmdline=f"size={size} n={passes}")
+        m.attach(NineP(folder, msize=2 << 20, notify=notify))
+        stop = m.run(timeout=60)
+    _vmm.reap()
+    if stop.status:
+        raise RuntimeError(f"{stop}: {m.console.text}")
+    return cycles(m.console.bytes, passes)
+
+
+def in_qemu(folder: str, size: int, passes: int) -> float:
+    command = [
+        QEMU, "-M", "microvm,accel=kvm,pic=off,pit=off,rtc=off",
+        "-m", "16", "-nodefaults", "-no-user-config",
+        "-display", "none", "-global", "virtio-mmio.force-legacy=false",
+        "-fsdev", f"local,id=f,path={folder},security_model=none,readonly=on",
+        "-device", "virtio-9p-device,fsdev=f,mount_tag=host",
+        "-chardev", "stdio,id=c,signal=off",
+        "-device", "isa-debugcon,iobase=0xe9,chardev=c",
+        "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        "-kernel", str(GUEST), "-append", f"size={size} n={passes}",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60
+    )
+    if done.returncode != 1:  # 2 * status + 1
+        raise RuntimeError(f"{QEMU}: {done.stderr.decode()}")
+    return cycles(done.stdout, passes)
+
+
+def reads(effort: float) -> Iterator[Row]:
+    has_qemu = shutil.which(QEMU) is not None
+    hz = tsc_hz()
+    rounds = max(5, round(15 * effort))
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "data").write_bytes(os.urandom(FILE_SIZE))
+        for size, n in SIZES.items():
+            steps: dict[str, Step] = {
+                notify: partial(in_pyvmm, folder, size, n, notify)
+                for notify in ("inline", "thread")
+            }
+            if has_qemu:
+                steps["qemu"] = partial(in_qemu, folder, size, n)
+            found = in_turn(steps, rounds)
+            for how in ("inline", "thread"):
+                path = f"virtio-9p, reads of {size_text(size)}, {how}"
+                rate = Figure([hz / value for value in found[how]])
+                if not has_qemu:
+                    yield Row(path, rate, unit="MB/s", scale=1e-6, digits=0)
+                    continue
+                compared = list(zip(found["qemu"], found[how], strict=True))
+                yield Row(
+                    f"{path}, time of QEMU's", ratio(compared), unit="x",
+                    note=f"{rate.median / 1e6:,.0f} MB/s",
+                )  # fmt: skip
