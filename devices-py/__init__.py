@@ -44,7 +44,6 @@ _HOME = {
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
     "FwCfg": "fw_cfg",
-    "faulty": "faults",
     "Hasher": "hasher",
     "HostCalls": "host_calls",
     "I8042": "i8042",
@@ -59,6 +58,7 @@ _HOME = {
     "Serial": "serial",
     "Switch": "net_switch",
     "Vsock": "vsock",
+    "faulty": "faults",
 }
 
 __all__ = list(_HOME)
