@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .machine import Machine
-    from .run import End
+    from .run import Asked, End
     from .state import DeviceState
     from .timers import Timer
 
@@ -38,7 +38,8 @@ class Snapshot:
     """
 
     __slots__ = (
-        "_console", "_devices", "_ends", "_native", "_ran", "_timers", "parent",
+        "_asked", "_console", "_devices", "_ends", "_native", "_ran", "_timers",
+        "parent",
     )  # fmt: skip
 
     def __init__(self, native: _vmm.Snapshot, parent: Snapshot | None) -> None:
@@ -48,6 +49,7 @@ class Snapshot:
         self._timers: list[tuple[Timer, int]] = []
         self._console: tuple[bytes, int, bytes, int] | None = None
         self._ends: list[End] = []
+        self._asked: Asked | None = None
         self._ran = False
 
     @property
@@ -104,6 +106,7 @@ def take(machine: Machine) -> Snapshot:
         if machine._console is not None:
             snap._console = machine._console._save()
         snap._ends = list(machine._runner._pending)
+        snap._asked = machine._runner.asked
         snap._ran = machine._ran
     machine._at = snap
     return snap
@@ -132,6 +135,7 @@ def restore(machine: Machine, snap: Snapshot) -> None:
         if machine._console is not None and snap._console is not None:
             machine._console._load(snap._console)
         machine._runner._pending[:] = snap._ends
+        machine._runner.asked = snap._asked
         machine._ran = snap._ran
     machine._at = snap
 
@@ -204,6 +208,7 @@ def make_clone(machine: Machine, snap: Snapshot) -> Machine:
         new._runner._pending[:] = [
             end for end in snap._ends if end[1].reason not in PASSING
         ]
+        new._runner.asked = snap._asked
         new._ran = snap._ran
         new._at = snap
     except BaseException:

@@ -279,3 +279,26 @@ def test_ready_made_devices(code, reason) -> None:
         m.load(asm=f"{code}; mov al, 4; out 0xf4, al")
         assert m.run(timeout=TIMEOUT).reason == reason
         assert m.run(timeout=TIMEOUT).status == 4
+
+
+def test_going_back_to_a_snapshot() -> None:
+    """An end that is still to be told belongs to the state."""
+
+    def act(m: pyvmm.Machine, value: int) -> None:
+        m.reset()
+        raise KeyError
+
+    with machine(act) as m:
+        m.load(asm="out 0x80, al; mov al, 7; out 0xf4, al")
+        begin = m.snapshot()
+        with pytest.raises(KeyError):
+            m.run(timeout=TIMEOUT)
+        asked = m.snapshot()
+        for _ in range(2):
+            m.restore(asked)
+            assert m.run(timeout=TIMEOUT).reason == "reset"
+            assert m.run(timeout=TIMEOUT).status == 7
+        m.restore(asked)
+        m.restore(begin)
+        with pytest.raises(KeyError):
+            m.run(timeout=TIMEOUT)

@@ -113,6 +113,27 @@ def test_arguments_that_are_refused() -> None:
         PC(colour="beige")
 
 
+def test_snapshots_and_clones(root) -> None:
+    """All of it goes back, and the devices of a clone are its attributes."""
+    with boot(root, "echo end=off") as m:
+        m.console.expect("nothing there: ok\n", timeout=TIMEOUT)
+        snap = m.snapshot()
+        for word in ("one.", "two."):
+            m.restore(snap)
+            m.console.send(word)
+            assert m.run(timeout=TIMEOUT).reason == "poweroff"
+            assert m.console.text.endswith(f"ok\n{word}\ndone\n")
+        m.restore(snap)
+        (copy,) = m.clone(1)
+        with copy:
+            assert isinstance(copy, PC) and copy.serial in copy.devices
+            assert copy.serial is not m.serial
+            copy.console.send("three.")
+            assert copy.run(timeout=TIMEOUT).reason == "poweroff"
+            assert copy.console.text.endswith("ok\nthree.\ndone\n")
+            assert m.console.text.endswith("nothing there: ok\n")
+
+
 class Line(pyvmm.Device):
     """The least that a console needs: bytes out, bytes in."""
 
