@@ -29,7 +29,8 @@ Importing does nothing: each name is loaded when it is first used.
     image.py       what load() takes: ELF files, bytes, snippets
     snippet.py     assembly and C made into images
     symbols.py     names to addresses and back
-    testing/       for tests of devices: a bus without a machine
+    testing/       for tests: devices on a bus without a machine, fixtures
+    plugin.py      what pytest loads; call.py: functions of the guest
     boot/          how a guest is told what the machine is like
     x86.py         layouts of kernel structures, page table formats
     host.py        what the KVM of this host can do

@@ -464,6 +464,23 @@ class Machine:
             raise outcome
         return outcome
 
+    def call(
+        self, function: Address, *args: int, timeout: float | None = None
+    ) -> int:
+        """Call a function of the guest's with ints, and return what it does.
+
+        On vCPU 0, in the C ABI of its mode: cdecl in 32 bits, System V in 64;
+        the result is eax or rax, unsigned. The stack is the guest's own, below
+        what it uses; registers are then what they were. What the function has
+        written stays. It ends by a breakpoint where the guest stands:
+        Unsupported where the host cannot. GuestError when it does not return,
+        GuestTimeout after `timeout` seconds; ValueError in real mode.
+        """
+        self._check_open()
+        from .call import call
+
+        return call(self, function, args, timeout)
+
     # -- snapshots -----------------------------------------------------------
 
     def snapshot(self) -> Snapshot:

@@ -21,6 +21,7 @@ from ..device import Device, IrqLine, irq_names, messages
 from ..memory import parse_size
 from ..timers import Clock, Timers
 from ..worker import Worker
+from .machines import machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound=Device)
 
-__all__ = ["Bus", "bus"]
+__all__ = ["Bus", "bus", "machine"]
 
 SIZE_MAX = 8  # bytes of an access
 
