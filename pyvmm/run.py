@@ -266,7 +266,6 @@ class Runner:
 
     def _settle(self, round_: Round) -> End:
         lasting = [e for e in round_.ends if e[1].reason not in PASSING]
-        passing = [e for e in round_.ends if e[1].reason in PASSING]
         try:
             self.raise_failures(*round_.failures)
         except BaseException:
@@ -279,10 +278,10 @@ class Runner:
         self._pending += lasting
         if first[1].reason == _vmm.EXIT_KICK and self._pending:
             return self._pending.pop(0)
-        if self.asked is not None:
-            # The Stop shows the vCPU whose guest did it.
-            cpu = self.asked.cpu
-            first = next((end for end in passing if end[0] == cpu), first)
+        if self.asked is not None and self.asked.cpu is not None:
+            # The Stop shows the vCPU whose guest did it, whether it has come
+            # out of this round or not been in it yet.
+            return self.asked.cpu, first[1]
         return first
 
     def _run_one(self, index: int, round_: Round) -> None:
