@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,8 +14,9 @@ import pyvmm
 from pyvmm import _vmm
 from pyvmm.devices import NineP
 
+from . import qemu
 from .measure import Figure, Step, ratio
-from .rng import QEMU, in_turn, size_text, tsc_hz
+from .rng import in_turn, size_text, tsc_hz
 from .table import Row
 
 ROOT = Path(__file__).parent.parent
@@ -54,27 +53,16 @@ def in_pyvmm(folder: str, size: int, passes: int, notify: str) -> float:
 
 
 def in_qemu(folder: str, size: int, passes: int) -> float:
-    command = [
-        QEMU, "-M", "microvm,accel=kvm,pic=off,pit=off,rtc=off",
-        "-m", "16", "-nodefaults", "-no-user-config",
-        "-display", "none", "-global", "virtio-mmio.force-legacy=false",
+    output = qemu.run(
+        GUEST, f"size={size} n={passes}",
         "-fsdev", f"local,id=f,path={folder},security_model=none,readonly=on",
         "-device", "virtio-9p-device,fsdev=f,mount_tag=host",
-        "-chardev", "stdio,id=c,signal=off",
-        "-device", "isa-debugcon,iobase=0xe9,chardev=c",
-        "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
-        "-kernel", str(GUEST), "-append", f"size={size} n={passes}",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60
-    )
-    if done.returncode != 1:  # 2 * status + 1
-        raise RuntimeError(f"{QEMU}: {done.stderr.decode()}")
-    return cycles(done.stdout, passes)
+    )  # fmt: skip
+    return cycles(output, passes)
 
 
 def reads(effort: float) -> Iterator[Row]:
-    has_qemu = shutil.which(QEMU) is not None
+    has_qemu = qemu.found()
     hz = tsc_hz()
     rounds = max(5, round(15 * effort))
     with TemporaryDirectory() as folder:
