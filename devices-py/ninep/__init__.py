@@ -171,8 +171,8 @@ class NineP(virtio.Device):
         self.notify = notify
         self.config.tag_size = len(name)
         self.config.tag = name
-        # A reset comes on the vCPU's thread, while a request may be waiting
-        # for a disk: the session it is in is left to it, and ends after it.
+        # A reset comes on the vCPU's thread, while a request may be carried
+        # out: the session it is in is left to it, and ends after it.
         self._guard = threading.Lock()
         self._server = self._session()
         self._busy: Server | None = None
@@ -241,18 +241,19 @@ def answer(server: Server, chain: virtio.Chain) -> None:
     if chain.writable_size < ERROR.size:
         raise virtio.ShortChain(f"no room for an error: {ERROR.size} bytes")
     try:
-        if size < HEADER.size or size > chain.readable_size:
+        if size != chain.readable_size:
             raise Malformed(f"size {size} is not that of the message")
         if size > (server.msize or server.most):
             raise error(errno.EMSGSIZE)
         server.admit(kind)
         body, data = carry_out(server, kind, chain, size)
+        total = HEADER.size + len(body) + data
+        head = HEADER.pack(total, kind + 1, tag) + body
     except OSError as exc:
         number = exc.errno or errno.EIO
-        chain.write(ERROR.pack(ERROR.size, RLERROR, tag, number))
-        return
-    total = HEADER.size + len(body) + data
-    chain.write(HEADER.pack(total, kind + 1, tag) + body)
+        head = ERROR.pack(ERROR.size, RLERROR, tag, number)
+        total = ERROR.size
+    chain.write(head, 0)
     chain.written = total
 
 
@@ -287,10 +288,12 @@ def read(server: Server, chain: virtio.Chain, size: int) -> tuple[bytes, int]:
     """A Tread: from the file into the guest's buffers."""
     layout = REQUESTS[T.READ].layout
     fid, offset, count = layout.unpack(chain.take(size - HEADER.size))
+    file = server.data(fid, offset)
     head = HEADER.size + COUNT.size
-    room = min(chain.writable_size, server.msize) - head
-    buffers = part(chain.writable, head, min(count, room))
-    done = server.read(fid, offset, buffers)
+    count = min(count, min(chain.writable_size, server.msize) - head)
+    chain.write(bytes(head))  # the data is behind that
+    rest = chain.writable_size - head - count
+    done = virtio.preadv(file, [chain], offset, rest)
     return COUNT.pack(done), done
 
 
@@ -299,22 +302,7 @@ def write(server: Server, chain: virtio.Chain, size: int) -> bytes:
     if size < HEADER.size + WRITE.size:
         raise Malformed("it ends too early")
     fid, offset, count = WRITE.unpack(chain.take(WRITE.size))
-    head = HEADER.size + WRITE.size
-    if count != size - head:
-        raise Malformed(f"{count} bytes of data are {size - head}")
-    data = part(chain.readable, head, count)
-    return COUNT.pack(server.write(fid, offset, data))
-
-
-def part(buffers: list[memoryview], skip: int, size: int) -> list[memoryview]:
-    """`size` of the bytes in these buffers, behind the first `skip`."""
-    found = []
-    for buffer in buffers:
-        if not size:
-            break
-        if skip < len(buffer):
-            piece = buffer[skip : skip + size]
-            found.append(piece)
-            size -= len(piece)
-        skip = max(skip - len(buffer), 0)
-    return found
+    if count != size - HEADER.size - WRITE.size:
+        raise Malformed(f"{count} bytes of data are not there, or too few")
+    file = server.data(fid, offset)
+    return COUNT.pack(virtio.pwritev(file, [chain], offset))

@@ -23,7 +23,6 @@ from .wire import (
     pack_string,
 )
 
-SEGMENTS = 1024  # buffers of one readv (IOV_MAX of <limits.h>)
 CLIENT_MOST = 256  # bytes of the client's name, in a lock
 DT_UNKNOWN = 0  # readdir(3); other types are S_IFMT >> 12
 
@@ -98,19 +97,12 @@ class Files(Session):
         new.file = file
         return new
 
-    def read(self, number: int, offset: int, room: list[memoryview]) -> int:
-        """Fill `room` from a file; how many bytes, 0 at its end."""
+    def data(self, number: int, offset: int) -> int:
+        """For Tread and Twrite: the descriptor of an open file."""
         file = self.fids.get(number).opened()
         if offset > MOST:
             raise error(errno.EINVAL)
-        return os.preadv(file, room[:SEGMENTS], offset) if room else 0
-
-    def write(self, number: int, offset: int, data: list[memoryview]) -> int:
-        """Write to a file; how many bytes, which may be fewer."""
-        file = self.fids.get(number).opened()
-        if offset > MOST:
-            raise error(errno.EINVAL)
-        return os.pwritev(file, data[:SEGMENTS], offset) if data else 0
+        return file
 
     def fsync(self, number: int, datasync: int) -> bytes:
         """What was written is on the disk when this is answered."""

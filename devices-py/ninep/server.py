@@ -2,9 +2,9 @@
 """A server of 9P2000.L: what each request does to a host folder.
 
 It knows nothing of virtio. `call()` takes the fields of a request and returns
-those of its answer; `read()` and `write()` move data between a file and memory
-that the caller has. What cannot be done raises OSError, with the errno that
-the client gets.
+those of its answer; `data()` is the file of a Tread or Twrite, whose caller has
+the memory for it. What cannot be done raises OSError, with the errno that the
+client gets.
 
 Requests are executed one after the other, each as a whole. So there is never
 one that a Tflush could find unfinished, and what a file system keeps waiting

@@ -15,6 +15,7 @@ import pytest
 from p9client import NOFID, TYPES, Client, client, refused
 from p9share import FILE, TREE, ident, make_share, qid_of, writable
 
+from pyvmm import virtio
 from pyvmm.devices import ninep
 from pyvmm.devices.ninep.wire import REQUESTS, T
 
@@ -331,14 +332,17 @@ def test_read_into_many_buffers(p9: Client, share: Path) -> None:
     assert p9.read(1, 4999, 2, room=[11, 1, 1]) == data[4999:]
 
 
-def test_more_buffers_than_a_readv_has(share: Path, monkeypatch) -> None:
-    monkeypatch.setattr(ninep.files, "SEGMENTS", 3)
-    with client(writable(share)) as p9:
-        p9.walk(0, 1, b"hello")
+def test_more_buffers_than_a_readv_has(share: Path) -> None:
+    """1024 of them; a chain may have as many descriptors as it likes."""
+    device = writable(share)
+    device.queues = {"requests": 4096}
+    with client(device) as p9:
+        data = os.urandom(2000)
+        p9.walk(0, 1, b"empty")
         p9.lopen(1, os.O_RDWR)
-        assert p9.read(1, 0, 100, room=[11, 1, 1, 1, 100]) == b"fro"
-        assert p9.write(1, 0, b"abcdefg", cut=[23, 24, 25, 26]) == 3
-        assert (share / "hello").read_bytes()[:4] == b"abcm"
+        assert p9.write(1, 0, data, cut=[*range(1, 2000)]) == 2000
+        assert (share / "empty").read_bytes() == data
+        assert p9.read(1, 0, 2000, room=[11, *[1] * 2000]) == data
 
 
 def test_write(p9: Client, share: Path) -> None:
@@ -621,7 +625,9 @@ def test_the_disk_fails(p9: Client, monkeypatch, number: int) -> None:
 
     p9.walk(0, 1, b"hello")
     p9.lopen(1, os.O_RDWR)
-    for name in ("pwritev", "preadv", "fsync", "mkdir", "statvfs"):
+    for name in ("pwritev", "preadv"):
+        monkeypatch.setattr(virtio, name, fail)
+    for name in ("fsync", "mkdir", "statvfs"):
         monkeypatch.setattr(os, name, fail)
     for attempt in (
         lambda: p9.write(1, 0, b"x"),
@@ -694,4 +700,5 @@ def test_a_file_is_truncated(p9: Client, share: Path) -> None:
 def test_all_requests_have_a_method() -> None:
     assert {kind.value for kind in T} == {*REQUESTS} == {*TYPES.values()}
     for request in REQUESTS.values():
-        assert callable(getattr(ninep.server.Server, request.name))
+        if request.name not in ("read", "write"):  # that is data()
+            assert callable(getattr(ninep.server.Server, request.name))

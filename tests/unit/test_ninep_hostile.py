@@ -132,16 +132,17 @@ def test_messages_end_anywhere(share: Path, outside: Path) -> None:
 
 
 def test_bytes_behind_a_message(share: Path) -> None:
-    """Those of the buffer do not count, those of `size` are too many."""
+    """Neither those that `size` counts nor those that only the buffer has."""
     with client(writable(share)) as p9:
         prepare(p9)
+        before = snapshot(share)
         for name in SAMPLES:
             longer = message(sample(name)[4], sample(name)[7:] + b"\0")
             reply = p9.drv.requests(longer, reply=4096)
             assert answered(reply) == errno.EPROTO, name
-        for name in SAMPLES:
             reply = p9.drv.requests(sample(name), b"more", reply=4096)
-            assert not answered(reply), name
+            assert answered(reply) == errno.EPROTO, name
+        assert snapshot(share) == before
 
 
 def test_messages_come_in_pieces(share: Path) -> None:
