@@ -418,14 +418,23 @@ def test_a_report_shows_what_is_before_a_write() -> None:
 
 
 def test_ctrl_c_says_where_the_guest_was() -> None:
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), 2))
+
+    class Entered(pyvmm.Device):
+        """The guest runs: from here on Ctrl-C finds it there."""
+
+        size, port = 1, 0x80
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            timer.start()
+
     with pyvmm.Machine() as m:
-        m.load(asm="x: jmp x")
-        timer = threading.Timer(0.01, os.kill, (os.getpid(), 2))
-        timer.start()
+        m.attach(Entered())
+        m.load(asm="out 0x80, al; x: jmp x")
         with pytest.raises(KeyboardInterrupt) as caught:
             m.run(timeout=TIMEOUT)
         timer.join()
-    assert caught.value.__notes__ == ["the guest was at rip 0x100000, vCPU 0"]
+    assert caught.value.__notes__ == ["the guest was at rip 0x100002, vCPU 0"]
 
 
 @pytest.mark.parametrize(
