@@ -170,7 +170,8 @@ append(struct queue *self, struct chain **chain, unsigned count)
 {
     unsigned left = self->end - self->next;
 
-    memmove(self->ahead, self->ahead + self->next, left * sizeof *chain);
+    if (left)
+        memmove(self->ahead, self->ahead + self->next, left * sizeof *chain);
     self->next = 0;
     self->end = left;
     for (unsigned i = 0; i < count; i++) {
@@ -432,7 +433,11 @@ loop_clear(PyObject *op)
     return 0;
 }
 
-/* Keeps the memory of one: each call of a handler makes a loop. */
+/*
+ * Each call of a handler makes a loop, and after an exit caches are cold: so
+ * the queue keeps one as it is, tracked by the collector, for the next. It is
+ * alive again before its end, in which other threads may run.
+ */
 static void
 loop_dealloc(PyObject *op)
 {
@@ -440,15 +445,20 @@ loop_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     struct queue *queue = self->queue;
 
-    PyObject_GC_UnTrack(op);
-    Py_XINCREF(queue);
-    loop_end(self);
-    if (queue && !queue->idle)
-        queue->idle = self;
-    else
+    if (!queue) {
+        PyObject_GC_UnTrack(op);
         type->tp_free(op);
-    Py_XDECREF(queue);
-    Py_DECREF(type);
+        Py_DECREF(type);
+        return;
+    }
+    Py_SET_REFCNT(op, 1);
+    Py_INCREF(queue);
+    loop_end(self);
+    if (queue->idle)
+        Py_DECREF(op);
+    else
+        queue->idle = self;
+    Py_DECREF(queue);
 }
 
 static PyType_Slot loop_slots[] = {
@@ -512,6 +522,7 @@ queue_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->virtio);
     Py_VISIT(self->handler);
+    Py_VISIT(self->idle);
     for (unsigned i = self->next; i < self->end; i++)
         Py_VISIT(self->ahead[i]);
     for (unsigned i = 0; i < self->dones; i++)
@@ -529,6 +540,7 @@ queue_clear(PyObject *op)
     struct queue *self = (struct queue *)op;
 
     Py_CLEAR(self->handler);
+    Py_CLEAR(self->idle);
     while (self->next < self->end)
         Py_DECREF(self->ahead[self->next++]);
     while (self->dones)
@@ -548,8 +560,6 @@ queue_dealloc(PyObject *op)
     if (self->virtio && self->virtio->queue[self->index] == self)
         self->virtio->queue[self->index] = NULL;
     queue_clear(op);
-    if (self->idle)
-        PyObject_GC_Del(self->idle);
     Py_XDECREF(self->virtio);
     Py_XDECREF(self->name);
     type->tp_free(op);
@@ -562,13 +572,9 @@ loop_new(struct queue *self, bool lists)
     PyTypeObject *type = self->state->loop_type;
     struct loop *loop = self->idle;
 
-    if (loop) {
-        self->idle = NULL;
-        PyObject_Init((PyObject *)loop, type);
-        PyObject_GC_Track(loop);
-    } else {
+    self->idle = NULL;
+    if (!loop)
         loop = (struct loop *)type->tp_alloc(type, 0);
-    }
     if (!loop)
         return NULL;
     loop->queue = (struct queue *)Py_NewRef((PyObject *)self);
@@ -637,7 +643,7 @@ PyDoc_STRVAR(
 int
 queue_work(struct queue *self)
 {
-    int doorbell;
+    int doorbell, err = 0;
 
     if (!self->handler)
         return 1;
@@ -655,10 +661,12 @@ queue_work(struct queue *self)
         handler = Py_NewRef(self->handler); /* it may set another */
         ret = PyObject_CallOneArg(handler, (PyObject *)self);
         Py_DECREF(handler);
-        if (!ret && forgive(self))
-            self->again = true;
-        else if (!ret)
+        if (!ret && !forgive(self)) {
+            add_note("in the handler of %U", self->name);
+            err = -1;
             break;
+        }
+        self->again = self->again || !ret;
         Py_XDECREF(ret);
         if (!self->budget) { /* its thread comes back after a look around */
             doorbell = self->virtio->dev->doorbell_fd;
@@ -668,10 +676,8 @@ queue_work(struct queue *self)
         }
     }
     self->busy = false;
-    if (PyErr_Occurred())
-        add_note("in the handler of %U", self->name);
     Py_DECREF(self);
-    return PyErr_Occurred() ? -1 : 0;
+    return err;
 }
 
 static PyObject *
