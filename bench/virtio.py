@@ -20,7 +20,7 @@ GUEST = ROOT / "build/guest/request-ring3.elf"
 QUEUE = 256
 
 # Requests at a time: how many a run makes, and the bound in microseconds.
-DEPTHS = {1: (1000, 2.0), 32: (6400, 0.7)}
+DEPTHS = {1: (3000, 2.0), 32: (6400, 0.7)}
 
 
 class Empty(virtio.Device):
