@@ -49,7 +49,8 @@ CONTROLS = {
     ord("v"): 11,
     ord("0"): 0,
 }
-SPECIAL = b"|*+?{()[.\\"
+DIGITS = frozenset(b"0123456789")
+HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
 class PatternError(ValueError):
@@ -178,7 +179,7 @@ class Parser:
 
     def number(self) -> int:
         digits = b""
-        while self.peek() >= 0 and chr(self.peek()).isdigit():
+        while self.peek() in DIGITS:
             digits += bytes([self.take()])
         if not digits or len(digits) > 4 or int(digits) > REPEAT_MAX:
             raise self.fail(f"a number from 0 to {REPEAT_MAX} was due")
@@ -216,12 +217,9 @@ class Parser:
             return mask if byte == lower else ALL & ~mask
         if byte == ord("x"):
             digits = bytes([self.take(), self.take()])
-            try:
-                return 1 << int(digits, 16)
-            except ValueError:
-                raise self.fail(
-                    f"{digits!r} is no hexadecimal number"
-                ) from None
+            if not HEX.issuperset(digits):
+                raise self.fail(f"{digits!r} is no hexadecimal number")
+            return 1 << int(digits, 16)
         if byte in CONTROLS:
             return 1 << CONTROLS[byte]
         if chr(byte).isalnum():

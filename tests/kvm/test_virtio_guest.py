@@ -207,7 +207,8 @@ def test_a_guest_that_breaks_the_rules(notify: str) -> None:
         m.attach(device)
         load(m, "", "abuse")
         assert m.run(timeout=20).status == 0, m.console.text
-        assert device.faults > 3
+        # A worker may look only after the driver has reset the device.
+        assert device.faults > (3 if notify == "inline" else 0)
 
 
 def test_what_was_rung_is_answered_before_run_returns() -> None:

@@ -94,6 +94,8 @@ def test_what_it_understands(pattern, text, found) -> None:
         (b"a{101}", "a number from 0 to 100 was due"),
         (b"a{,3}", "a number from 0 to 100 was due"),
         (b"a{3", "the pattern ends"),
+        (b"a{\xb2}", "a number from 0 to 100 was due"),
+        (rb"\x+1", "no hexadecimal number"),
         (b"[b-a]", "a range is from one byte to a later one"),
         (rb"[\d-z]", "a range is from one byte"),
         (b"[a", "the pattern ends"),
