@@ -218,7 +218,10 @@ static int
 provide(struct queue *self, struct exchange *todo)
 {
     struct virtio *virtio = self->virtio;
+    struct memory *memory = virtio->memory;
 
+    /* Making an object may collect, and that run anything: a close, too. */
+    memory_hold(memory);
     todo->room = 0;
     while (todo->room < self->room && self->spares) {
         struct chain *chain = self->spare[--self->spares];
@@ -232,16 +235,18 @@ provide(struct queue *self, struct exchange *todo)
     }
     while (todo->room < self->room) {
         struct chain *chain =
-            chain_new(self->state, (PyObject *)virtio, virtio->memory,
+            chain_new(self->state, (PyObject *)virtio, memory,
                       &virtio->dev->queue[self->index], &virtio->dev->lock);
 
         if (!chain) {
             recycle(self, todo->pop, todo->room);
+            memory_release(memory);
             return -1;
         }
         chain_of(chain, virtio, self->index);
         todo->pop[todo->room++] = chain;
     }
+    memory_release(memory);
     return 0;
 }
 
@@ -257,9 +262,10 @@ refill(struct queue *self, uint64_t *dry)
 
     if (self->refilling)
         return 0;
+    /* Taken off while its handler works: there is nothing more to do. */
     if (!self->virtio->open) {
-        raise_closed((PyObject *)self->virtio);
-        return -1;
+        flush(self);
+        return 0;
     }
     /* Go on after a look around; or when the driver says so, whose vCPU can
      * have offered no more meanwhile if it is this thread's. */
