@@ -32,6 +32,8 @@ BROKEN = select.EPOLLHUP | select.EPOLLERR
 READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | BROKEN
 WRITABLE = select.EPOLLOUT | BROKEN
 
+PAST = 1  # a deadline of serve() that is over
+
 
 class Watch:
     """A file descriptor that is watched: what device.watch() returns.
@@ -321,7 +323,9 @@ class ThreadWorker(Worker):
                 self.poll(None)
                 return
             settled, self._settled = self._settled, None
-            native.serve(self._epoll.fileno(), self.timers.next_ns())
+            # A turn that is waited for has nothing to wait for itself.
+            due_ns = PAST if settled is not None else self.timers.next_ns()
+            native.serve(self._epoll.fileno(), due_ns)
             self.poll(0)
             if settled is not None:
                 settled.set()

@@ -4,13 +4,14 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import pyvmm
-from pyvmm import virtio
+from pyvmm import virtio, wiring
 from pyvmm.devices.hasher import Hasher
 
 pytestmark = pytest.mark.usefixtures("kvm")
@@ -229,6 +230,19 @@ def test_what_was_rung_is_answered_before_run_returns() -> None:
             m.run(until="virtqueue_wait", timeout=20)
             assert seen == [b"abc"]
             m.restore(snap)
+
+
+def test_that_is_not_waited_for_longer_than_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wiring, "SETTLE_SECONDS", 60)
+    started = time.monotonic()
+    with pyvmm.Machine() as m:
+        m.attach(Scripted(lambda queue: None, "thread"))
+        m.load(asm="again: out 0xf4, al; jmp again")
+        for _ in range(2):
+            m.run(timeout=20)
+    assert time.monotonic() - started < 60
 
 
 def test_an_exception_at_the_very_end_is_that_of_the_run() -> None:
