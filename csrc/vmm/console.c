@@ -185,8 +185,9 @@ vmm_console_waiting(struct vmm_console *con, void *buf, size_t len)
 
     pthread_mutex_lock(&con->lock);
     waiting = con->in_len - con->in_at;
-    if (waiting)
-        memcpy(buf, con->in + con->in_at, (size_t)vmm_min(waiting, len));
+    len = (size_t)vmm_min(waiting, len);
+    if (len) /* buf may be NULL with 0: how much is there? */
+        memcpy(buf, con->in + con->in_at, len);
     pthread_mutex_unlock(&con->lock);
     return waiting;
 }
