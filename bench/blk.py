@@ -11,11 +11,9 @@ from functools import partial
 from tempfile import NamedTemporaryFile
 from time import perf_counter
 
-import pyvmm
-from pyvmm import _vmm
 from pyvmm.devices import Blk
 
-from . import qemu
+from . import ours, qemu
 from .measure import Figure, Step, ratio
 from .rng import ROOT, in_turn, tsc_hz
 from .table import Row
@@ -44,14 +42,8 @@ def words(size: int, depth: int, count: int, *more: str) -> str:
 
 
 def in_pyvmm(path: str, cmdline: str, count: int, notify: str) -> float:
-    with pyvmm.Machine(memory=f"{MEMORY}M", cmdline=cmdline) as m:
-        m.load(GUEST)
-        m.attach(Blk(path, notify=notify))
-        stop = m.run(timeout=60)
-    _vmm.reap()
-    if stop.status:
-        raise RuntimeError(f"{stop}: {m.console.text}")
-    return cycles(m.console.bytes, count)
+    output = ours.run(GUEST, cmdline, Blk(path, notify=notify), memory=MEMORY)
+    return cycles(output, count)
 
 
 def in_qemu(path: str, cmdline: str, count: int) -> float:

@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyvmm
-from pyvmm import _vmm
 from pyvmm.devices import NineP
 
-from . import qemu
+from . import ours, qemu
 from .measure import Figure, Step, ratio
 from .rng import in_turn, size_text, tsc_hz
 from .table import Row
@@ -42,14 +40,9 @@ def cycles(output: bytes, passes: int) -> float:
 
 
 def in_pyvmm(folder: str, size: int, passes: int, notify: str) -> float:
-    with pyvmm.Machine(memory="16M") as m:
-        m.load(GUEST, cmdline=f"size={size} n={passes}")
-        m.attach(NineP(folder, msize=2 << 20, notify=notify))
-        stop = m.run(timeout=60)
-    _vmm.reap()
-    if stop.status:
-        raise RuntimeError(f"{stop}: {m.console.text}")
-    return cycles(m.console.bytes, passes)
+    device = NineP(folder, msize=2 << 20, notify=notify)
+    output = ours.run(GUEST, f"size={size} n={passes}", device)
+    return cycles(output, passes)
 
 
 def in_qemu(folder: str, size: int, passes: int) -> float:

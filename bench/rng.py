@@ -10,9 +10,8 @@ from pathlib import Path
 from time import perf_counter_ns
 
 import pyvmm
-from pyvmm import _vmm
 
-from . import qemu
+from . import ours, qemu
 from .measure import Figure, Step, ratio
 from .table import Row
 
@@ -41,14 +40,8 @@ def words(size: int, count: int) -> str:
 
 
 def in_pyvmm(size: int, count: int, notify: str) -> float:
-    with pyvmm.Machine(memory="16M", cmdline=words(size, count)) as m:
-        m.load(GUEST)
-        m.attach(pyvmm.Rng(notify=notify))
-        stop = m.run(timeout=60)
-    _vmm.reap()
-    if stop.status:
-        raise RuntimeError(f"{stop}: {m.console.text}")
-    return cycles(m.console.bytes, size, count)
+    output = ours.run(GUEST, words(size, count), pyvmm.Rng(notify=notify))
+    return cycles(output, size, count)
 
 
 def in_qemu(size: int, count: int) -> float:

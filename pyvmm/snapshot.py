@@ -7,8 +7,6 @@ come the devices, their timers and the console.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from . import _vmm
 from . import state as states
 from .device import Device
@@ -93,10 +91,7 @@ def take(machine: Machine) -> Snapshot:
     machine._boot(running=machine._image is not None)
     vm = machine._realise()
     wiring = machine._wiring
-    with ExitStack() as stack:
-        for slot in wiring.slots:
-            if slot.hired is not None:
-                stack.enter_context(slot.hired.still())
+    with wiring.still():
         # First what may fail and changes nothing.
         shared = own(machine)
         devices = [states.save(slot, shared) for slot in wiring.slots]
@@ -121,22 +116,33 @@ def restore(machine: Machine, snap: Snapshot) -> None:
     check_devices(machine, snap)
     vm = machine._realise()
     wiring = machine._wiring
-    with ExitStack() as stack:
-        for slot in wiring.slots:
-            if slot.hired is not None:
-                stack.enter_context(slot.hired.still())
+    with wiring.still():
         vm.restore(snap._native)
-        if wiring.slots:
-            seen = states.memo(own(machine))
-            for slot, state in zip(wiring.slots, snap._devices, strict=True):
-                states.load(slot, state, seen)
-        wiring.load_timers(snap._timers)
-        wiring.poll_again()
-        if machine._console is not None and snap._console is not None:
-            machine._console._load(snap._console)
-        machine._runner._pending[:] = snap._ends
-        machine._runner.asked = snap._asked
-        machine._ran = snap._ran
+        seen = states.memo(own(machine)) if wiring.slots else {}
+        load(machine, snap, seen, snap._timers, snap._ends)
+
+
+def load(
+    machine: Machine,
+    snap: Snapshot,
+    seen: dict[int, object],
+    timers: list[tuple[Timer, int]],
+    ends: list[End],
+) -> None:
+    """What is not the core's: its VM is at the snapshot already.
+
+    `seen`: what the states of devices may refer to, by id.
+    """
+    wiring = machine._wiring
+    for slot, state in zip(wiring.slots, snap._devices, strict=True):
+        states.load(slot, state, seen)
+    wiring.load_timers(timers)
+    wiring.poll_again()
+    if machine._console is not None and snap._console is not None:
+        machine._console._load(snap._console)
+    machine._runner._pending[:] = ends
+    machine._runner.asked = snap._asked
+    machine._ran = snap._ran
     machine._at = snap
 
 
@@ -197,20 +203,11 @@ def make_clone(machine: Machine, snap: Snapshot) -> Machine:
         vm.restore(snap._native)
         new._image = machine._image
         new._booted = True
-        for slot, state in zip(new._wiring.slots, snap._devices, strict=True):
-            states.load(slot, state, seen)
-        new._wiring.load_timers(
-            [(twin(timer, seen), left) for timer, left in snap._timers]
-        )
-        new._wiring.poll_again()
-        if new._console is not None and snap._console is not None:
-            new._console._load(snap._console)
-        new._runner._pending[:] = [
-            end for end in snap._ends if end[1].reason not in PASSING
-        ]
-        new._runner.asked = snap._asked
-        new._ran = snap._ran
-        new._at = snap
+        load(
+            new, snap, seen,
+            [(twin(timer, seen), left) for timer, left in snap._timers],
+            [end for end in snap._ends if end[1].reason not in PASSING],
+        )  # fmt: skip
     except BaseException:
         new.close()
         raise

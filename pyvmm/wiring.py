@@ -8,6 +8,7 @@ places, and connects them once the VM exists.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, contextmanager
 
 from . import _vmm
 from .device import (
@@ -26,7 +27,7 @@ from .services import Services
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from .doorbell import Bells
     from .eventloop import LoopThread
@@ -510,6 +511,15 @@ class Wiring:
         return self._loop_thread.loop
 
     # -- snapshots -----------------------------------------------------------
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The devices' workers stand still meanwhile."""
+        with ExitStack() as stack:
+            for slot in self.slots:
+                if slot.hired is not None:
+                    stack.enter_context(slot.hired.still())
+            yield
 
     def save_timers(self) -> list[tuple[Timer, int]]:
         """Those that are pending, and how long they still have."""

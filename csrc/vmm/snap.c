@@ -334,11 +334,46 @@ count_dirty(const struct vmm_mem *mem)
     return count;
 }
 
+/* A walk over the pages that are dirty, which takes them. */
+struct walk {
+    struct vmm_mem *mem;
+    unsigned region;
+    uint64_t first; /* the number of the region's first page among all */
+    uint64_t word, bits;
+};
+
+/* The next one's number among all, and where it is. False: there is none. */
+static bool
+next_dirty(struct walk *walk, uint64_t *number, uint8_t **hva)
+{
+    uint64_t page;
+
+    while (!walk->bits) {
+        if (walk->region == walk->mem->count)
+            return false;
+        walk->bits = vmm_mem_take_word(walk->mem, walk->region, &walk->word);
+        if (!walk->bits) {
+            walk->first += walk->mem->region[walk->region].len / VMM_PAGE_SIZE;
+            walk->region++;
+            walk->word = 0;
+        }
+    }
+    page = 64 * walk->word + (uint64_t)__builtin_ctzll(walk->bits);
+    *number = walk->first + page;
+    *hva = walk->mem->region[walk->region].hva + page * VMM_PAGE_SIZE;
+    walk->bits &= walk->bits - 1;
+    if (!walk->bits)
+        walk->word++;
+    return true;
+}
+
 static int
 take_child(struct vmm_vm *vm, struct vmm_snap *snap)
 {
     struct vmm_mem *mem = vm->mem;
-    uint64_t first = 0, count;
+    struct walk walk = {.mem = mem};
+    uint64_t count, number;
+    uint8_t *hva;
     int err = vmm_dirty_harvest(vm);
 
     if (err)
@@ -359,23 +394,9 @@ take_child(struct vmm_vm *vm, struct vmm_snap *snap)
         snap->data = data;
     }
     snap->count = (uint32_t)count; /* what is unmapped with it */
-    count = 0;
-    for (unsigned i = 0; i < mem->count; i++) {
-        const struct vmm_region *region = &mem->region[i];
-        uint64_t word = 0, bits;
-
-        while ((bits = vmm_mem_take_word(mem, i, &word))) {
-            for (; bits; bits &= bits - 1) {
-                uint64_t page = 64 * word + (uint64_t)__builtin_ctzll(bits);
-
-                snap->number[count] = first + page;
-                memcpy(snap->data + count * VMM_PAGE_SIZE,
-                       region->hva + page * VMM_PAGE_SIZE, VMM_PAGE_SIZE);
-                count++;
-            }
-            word++;
-        }
-        first += region->len / VMM_PAGE_SIZE;
+    for (count = 0; next_dirty(&walk, &number, &hva); count++) {
+        snap->number[count] = number;
+        memcpy(snap->data + count * VMM_PAGE_SIZE, hva, VMM_PAGE_SIZE);
     }
     assert(count == snap->count);
     return 0;
@@ -473,25 +494,13 @@ mark_between(struct vmm_mem *mem, const struct vmm_snap *one,
 static int64_t
 copy_back(struct vmm_mem *mem, const struct vmm_snap *snap)
 {
-    uint64_t first = 0;
+    struct walk walk = {.mem = mem};
     int64_t count = 0;
+    uint64_t number;
+    uint8_t *hva;
 
-    for (unsigned i = 0; i < mem->count; i++) {
-        const struct vmm_region *region = &mem->region[i];
-        uint64_t word = 0, bits;
-
-        while ((bits = vmm_mem_take_word(mem, i, &word))) {
-            for (; bits; bits &= bits - 1) {
-                uint64_t page = 64 * word + (uint64_t)__builtin_ctzll(bits);
-
-                memcpy(region->hva + page * VMM_PAGE_SIZE,
-                       vmm_snap_page(snap, first + page), VMM_PAGE_SIZE);
-                count++;
-            }
-            word++;
-        }
-        first += region->len / VMM_PAGE_SIZE;
-    }
+    for (; next_dirty(&walk, &number, &hva); count++)
+        memcpy(hva, vmm_snap_page(snap, number), VMM_PAGE_SIZE);
     return count;
 }
 
