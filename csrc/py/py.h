@@ -457,6 +457,16 @@ struct virtio {
  */
 int queue_work(struct queue *queue);
 
+/*
+ * The state of registers and queues (virtio_state.c), with the lock held. At
+ * `to` is room for so many bytes, all 0; the answer is how many it takes.
+ * `in_flight`: chains that are stay so; else they are offered again. read: 0 or
+ * -errno.
+ */
+size_t virtio_state_most(const struct virtio *self);
+size_t virtio_state_write(const struct virtio *self, bool in_flight, void *to);
+int virtio_state_read(struct virtio *self, const uint8_t *from, size_t len);
+
 /* For derived types: the parts of tp_traverse, tp_clear and tp_dealloc that are
  * the base's. */
 int virtio_traverse(PyObject *self, visitproc visit, void *arg);

@@ -739,61 +739,6 @@ virtio_serve(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 
 /* -- snapshots ------------------------------------------------------------- */
 
-/* How save() lays it out: this, then for each queue a struct queue_state and
- * the heads of its chains in flight. */
-#define STATE_MAGIC 0x31747376U /* "vst1" */
-
-struct device_state {
-    uint32_t magic;
-    uint32_t size; /* of all */
-    struct vmm_virtio_mmio_state mmio;
-};
-
-struct queue_state {
-    struct vmm_virtq_state vq;
-    uint32_t count;
-    uint32_t padding;
-};
-
-/* (locked) Whether a chain is in flight in a queue. */
-static bool
-in_flight(const struct chain *chain, unsigned queue, const struct vmm_virtq *vq)
-{
-    return chain->queue == queue && !chain->pushed && !chain->returned &&
-           vmm_chain_alive(&chain->chain, vq);
-}
-
-/* (locked) The heads in flight in a queue, in the order they were popped. */
-static uint32_t
-heads_of(const struct virtio *self, unsigned queue, uint16_t *heads)
-{
-    const struct vmm_virtq *vq = &self->dev->queue[queue];
-    uint32_t count = 0;
-
-    for (const struct chain *c = self->chains; c; c = c->next) {
-        uint16_t age = (uint16_t)(c->chain.index - vq->next_used);
-        uint32_t at = count;
-
-        if (!in_flight(c, queue, vq) || count == vq->size)
-            continue;
-        /* By insertion: there are few. Ages first, heads behind them. */
-        for (; at > 0 && heads[at - 1] > age; at--)
-            heads[at] = heads[at - 1];
-        heads[at] = age;
-        count++;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        for (const struct chain *c = self->chains; c; c = c->next) {
-            if (in_flight(c, queue, vq) &&
-                (uint16_t)(c->chain.index - vq->next_used) == heads[i]) {
-                heads[i] = c->chain.head;
-                break;
-            }
-        }
-    }
-    return count;
-}
-
 PyDoc_STRVAR(
     virtio_save_doc,
     "save($self, /)\n--\n\n"
@@ -806,76 +751,23 @@ virtio_save(PyObject *op, PyObject *unused)
 {
     struct virtio *self = (struct virtio *)op;
     struct vmm_virtio_mmio *dev = self->dev;
-    size_t most = sizeof(struct device_state);
-    struct device_state *state;
     PyThreadState *thread;
     PyObject *ret;
-    uint8_t *at;
+    size_t len;
+    void *state;
 
     (void)unused;
     if (!self->open)
         return raise_closed(op);
-    for (unsigned i = 0; i < dev->queues; i++)
-        most += sizeof(struct queue_state) + 2UL * dev->queue[i].max_size;
-    state = PyMem_Calloc(1, most);
+    state = PyMem_Calloc(1, virtio_state_most(self));
     if (!state)
         return PyErr_NoMemory();
-    at = (uint8_t *)(state + 1);
     thread = lock_acquire(&dev->lock);
-    vmm_virtio_mmio_save(dev, &state->mmio);
-    for (unsigned i = 0; i < dev->queues; i++) {
-        struct queue_state queue = {.count = 0};
-        uint16_t *heads = (uint16_t *)(void *)(at + sizeof queue);
-
-        vmm_virtq_save(&dev->queue[i], &queue.vq);
-        if (scripted_of(self))
-            queue.count = heads_of(self, i, heads);
-        else /* works in order, and begins its last one anew */
-            queue.vq.next_avail = queue.vq.next_used;
-        memcpy(at, &queue, sizeof queue);
-        at += sizeof queue + (queue.count * sizeof *heads + 7) / 8 * 8;
-    }
+    len = virtio_state_write(self, scripted_of(self), state);
     lock_release(&dev->lock, thread);
-    state->magic = STATE_MAGIC;
-    state->size = (uint32_t)(at - (uint8_t *)state);
-    ret = PyBytes_FromStringAndSize((const char *)state, state->size);
+    ret = PyBytes_FromStringAndSize(state, (Py_ssize_t)len);
     PyMem_Free(state);
     return ret;
-}
-
-/* (locked) Reads what virtio_save wrote. 0 or -errno. */
-static int
-load(struct virtio *self, const uint8_t *from, size_t len)
-{
-    struct vmm_virtio_mmio *dev = self->dev;
-    struct device_state state;
-    int err = -EINVAL;
-
-    if (len < sizeof state)
-        return err;
-    memcpy(&state, from, sizeof state);
-    if (state.magic != STATE_MAGIC || state.size != len)
-        return err;
-    from += sizeof state;
-    len -= sizeof state;
-    err = vmm_virtio_mmio_load(dev, &state.mmio);
-    for (unsigned i = 0; !err && i < dev->queues; i++) {
-        struct queue_state queue;
-        uint16_t heads[VMM_VIRTQ_MAX_SIZE];
-        size_t size;
-
-        if (len < sizeof queue)
-            return -EINVAL;
-        memcpy(&queue, from, sizeof queue);
-        size = (queue.count * sizeof *heads + 7) / 8 * 8;
-        if (queue.count > VMM_VIRTQ_MAX_SIZE || len - sizeof queue < size)
-            return -EINVAL;
-        memcpy(heads, from + sizeof queue, queue.count * sizeof *heads);
-        err = vmm_virtq_load(&dev->queue[i], &queue.vq, heads, queue.count);
-        from += sizeof queue + size;
-        len -= sizeof queue + size;
-    }
-    return err;
 }
 
 PyDoc_STRVAR(virtio_restore_doc,
@@ -908,7 +800,7 @@ virtio_restore(PyObject *op, PyObject *arg)
     thread = lock_acquire(&dev->lock);
     if (!scripted && dev->ops->reset)
         dev->ops->reset(dev);
-    err = load(self, data.buf, (size_t)data.len);
+    err = virtio_state_read(self, data.buf, (size_t)data.len);
     if (scripted) {
         scripted->events = 0;
         scripted->pending = 0;

@@ -1085,6 +1085,30 @@ def test_queue_arguments() -> None:
         Queue(native, 0, "x")
 
 
+def test_state_has_chains_in_flight_in_their_order() -> None:
+    """Also when one that came later was completed before."""
+    held: list[Chain] = []
+
+    def body(queue: Queue) -> None:
+        for chain in queue:
+            held.append(chain)
+            chain.defer()
+
+    with drive(body) as drv:
+        for _ in range(4):
+            drv.requests.send(b"a", reply=1)
+        assert len(held) == 4
+        held.pop(2).complete()
+        heads = [chain.head for chain in held]
+        native = drv.raw.device
+        native.restore(native.save())
+        held.clear()
+        native.process()
+        assert [chain.head for chain in held] == heads
+        for chain in held:
+            chain.complete()
+
+
 def test_closed_in_the_middle_of_a_loop() -> None:
     """Taken off while its handler works: that loop ends, with what is left."""
     turns = 0
