@@ -352,6 +352,7 @@ def rebind(device: AnyDevice, host: Host) -> None:
     vm = host.wiring.vm
     if vm is None or vm.closed:
         return
+    host.wiring.release_registers(host)
     for base, _, is_port, _ in host.places():
         (vm.pio if is_port else vm.mmio).refresh(base)
     host.wiring.connect_registers(host)

@@ -433,13 +433,24 @@ class Wiring:
             slot.bells = Bells(slot, device)
         if slot.bells is not None:
             slot.bells.connect(vm)
-        wanted = posted_zones(slot)
-        for base, size, is_port in slot.zones - wanted:
-            vm.remove_coalesce(base, size, pio=is_port)
-        slot.zones &= wanted
-        for base, size, is_port in wanted - slot.zones:
+        for base, size, is_port in posted_zones(slot) - slot.zones:
             if vm.coalesce(base, size, pio=is_port):
                 slot.zones.add((base, size, is_port))
+
+    def release_registers(self, slot: Slot) -> None:
+        """KVM keeps back no more than what the device's class has posted now.
+
+        While the bus still serves the class of before: there goes what was
+        kept back, and nothing that the guest writes later overtakes it.
+        """
+        vm = self.vm
+        assert vm is not None
+        gone = slot.zones - posted_zones(slot)
+        for base, size, is_port in gone:
+            vm.remove_coalesce(base, size, pio=is_port)
+        slot.zones -= gone
+        if gone:
+            vm.collect()
 
     def _disconnect_registers(self, slot: Slot) -> None:
         """Undo that."""
