@@ -22,6 +22,8 @@
 #define TSS_ADDR  0xffffd000UL
 #define MAX_CPUID 256
 #define ALL_LINES 0xff
+#define PAGE      4096UL
+#define MIB       (1UL << 20)
 
 /* /dev/kvm, opened once in a process as pyvmm does. */
 struct host {
@@ -41,6 +43,12 @@ struct bare {
     size_t ram_len;
     struct kvm_run *run;
     size_t run_size;
+    uint64_t gpa;
+    /* For resets: what it goes back to. */
+    uint8_t *image;
+    uint64_t *log;
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
 };
 
 EXPORT struct host *bare_host(void);
@@ -49,6 +57,8 @@ EXPORT struct bare *bare_new(struct host *host, uint64_t gpa, uint64_t len,
                              const struct kvm_sregs *sregs,
                              const struct kvm_regs *regs);
 EXPORT int bare_run(struct bare *bare, uint64_t exits);
+EXPORT int bare_keep(struct bare *bare, uint64_t stop);
+EXPORT int64_t bare_reset(struct bare *bare, uint64_t times);
 EXPORT void bare_free(struct bare *bare);
 
 struct host *
@@ -174,6 +184,7 @@ bare_new(struct host *host, uint64_t gpa, uint64_t len, const void *image,
         return NULL;
     bare->vm_fd = bare->cpu_fd = -1;
     bare->ram_len = len;
+    bare->gpa = gpa;
     bare->ram = MAP_FAILED;
     if (create_vm(bare, host, gpa, image, image_len) ||
         create_cpu(bare, host, sregs, regs)) {
@@ -197,6 +208,9 @@ bare_free(struct bare *bare)
         close(bare->vm_fd);
     if (bare->ram != MAP_FAILED)
         munmap(bare->ram, bare->ram_len);
+    if (bare->image)
+        munmap(bare->image, bare->ram_len);
+    free(bare->log);
     free(bare);
 }
 
@@ -221,4 +235,113 @@ bare_run(struct bare *bare, uint64_t exits)
         }
     }
     return 0;
+}
+
+/* -- resets ---------------------------------------------------------------- */
+
+static int
+log_writes(struct bare *bare)
+{
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+                                 .args = {KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}};
+    struct kvm_userspace_memory_region slot = {
+        .flags = KVM_MEM_LOG_DIRTY_PAGES,
+        .guest_phys_addr = bare->gpa,
+        .memory_size = bare->ram_len,
+        .userspace_addr = (uintptr_t)bare->ram,
+    };
+
+    if (ioctl(bare->vm_fd, KVM_ENABLE_CAP, &cap))
+        return -1;
+    return ioctl(bare->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot);
+}
+
+/*
+ * The state as it is, before it has run, is what resets go back to; a run ends
+ * before the instruction at `stop`, by a debug register.
+ */
+int
+bare_keep(struct bare *bare, uint64_t stop)
+{
+    struct kvm_guest_debug debug = {
+        .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+        .arch.debugreg = {[0] = stop, [7] = 0x402},
+    };
+    void *image = mmap(NULL, bare->ram_len, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (image == MAP_FAILED)
+        return -1;
+    bare->image = image;
+    /* Only its first MiB is not zero. */
+    memcpy(bare->image, bare->ram, bare->ram_len < MIB ? bare->ram_len : MIB);
+    bare->log = calloc(bare->ram_len / PAGE / 64, sizeof *bare->log);
+    if (!bare->log || log_writes(bare))
+        return -1;
+    bare->regs = bare->run->s.regs.regs;
+    bare->sregs = bare->run->s.regs.sregs;
+    return ioctl(bare->cpu_fd, KVM_SET_GUEST_DEBUG, &debug);
+}
+
+/* Copies back what was written, by the dirty log. How many pages, or -1. */
+static int64_t
+copy_back(struct bare *bare)
+{
+    struct kvm_dirty_log log = {.dirty_bitmap = bare->log};
+    struct kvm_clear_dirty_log clear = {0};
+    uint64_t words = bare->ram_len / PAGE / 64, first = words, end = 0;
+    int64_t count = 0;
+
+    if (ioctl(bare->vm_fd, KVM_GET_DIRTY_LOG, &log))
+        return -1;
+    for (uint64_t at = 0; at < words; at++) {
+        uint64_t bits = bare->log[at];
+
+        if (!bits)
+            continue;
+        first = first < at ? first : at;
+        end = at + 1;
+        for (; bits; bits &= bits - 1, count++) {
+            uint64_t page = 64 * at + (uint64_t)__builtin_ctzll(bits);
+
+            memcpy((uint8_t *)bare->ram + page * PAGE,
+                   bare->image + page * PAGE, PAGE);
+        }
+    }
+    if (!end)
+        return 0;
+    clear.first_page = 64 * first;
+    clear.num_pages = (uint32_t)(64 * (end - first));
+    clear.dirty_bitmap = bare->log + first;
+    return ioctl(bare->vm_fd, KVM_CLEAR_DIRTY_LOG, &clear) ? -1 : count;
+}
+
+/* Runs to the stop and goes back, so often. Pages copied, or -1. */
+int64_t
+bare_reset(struct bare *bare, uint64_t times)
+{
+    int64_t total = 0;
+
+    while (times) {
+        int64_t count;
+
+        bare->run->s.regs.regs = bare->regs;
+        bare->run->s.regs.sregs = bare->sregs;
+        bare->run->kvm_dirty_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+        if (ioctl(bare->cpu_fd, KVM_RUN, NULL)) {
+            if (errno == EINTR)
+                continue;
+            return -1;
+        }
+        if (bare->run->exit_reason != KVM_EXIT_DEBUG) {
+            errno = EPROTO;
+            return -1;
+        }
+        count = copy_back(bare);
+        if (count < 0)
+            return -1;
+        total += count;
+        times--;
+    }
+    return total;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_char_p, c_int, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 LIBRARY = Path(__file__).parent.parent / "build/bench/bare.so"
@@ -24,10 +24,16 @@ class _Library:
         ]  # fmt: skip
         lib.bare_run.restype = c_int
         lib.bare_run.argtypes = [c_void_p, c_uint64]
+        lib.bare_keep.restype = c_int
+        lib.bare_keep.argtypes = [c_void_p, c_uint64]
+        lib.bare_reset.restype = c_int64
+        lib.bare_reset.argtypes = [c_void_p, c_uint64]
         lib.bare_free.restype = None
         lib.bare_free.argtypes = [c_void_p]
         self.new = lib.bare_new
         self.run = lib.bare_run
+        self.keep = lib.bare_keep
+        self.reset = lib.bare_reset
         self.free = lib.bare_free
         self.host = lib.bare_host()
         if not self.host:
@@ -67,6 +73,18 @@ class Bare:
         """Enter the guest again and again until it has left so often."""
         if self._lib.run(self._bare, exits):
             refuse("bare_run")
+
+    def keep(self, stop: int) -> None:
+        """What reset() goes back to is the state now; it runs up to `stop`."""
+        if self._lib.keep(self._bare, stop):
+            refuse("bare_keep")
+
+    def reset(self, times: int) -> int:
+        """Run to the stop and go back, so often; how many pages were copied."""
+        count: int = self._lib.reset(self._bare, times)
+        if count < 0:
+            refuse("bare_reset")
+        return count
 
     def close(self) -> None:
         if self._bare:

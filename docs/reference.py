@@ -77,6 +77,11 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "[stops.md](stops.md) has the table of all ends.\n",
         [
             ("pyvmm", "Stop"),
+            ("pyvmm", "printed"),
+            ("pyvmm", "written"),
+            ("pyvmm", "exits"),
+            ("pyvmm", "elapsed"),
+            ("pyvmm", "returned"),
             ("pyvmm", "Error"),
             ("pyvmm", "GuestError"),
             ("pyvmm", "GuestTimeout"),
@@ -98,6 +103,15 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm.symbols", "Symbols"),
             ("pyvmm.symbols", "Where"),
             ("pyvmm.debug", "Point"),
+        ],
+    ),
+    (
+        "Many runs from one snapshot",
+        "`Machine.replay()`; [snapshots.md](snapshots.md#many-inputs) shows "
+        "it.\n",
+        [
+            ("pyvmm.replay", "Replay"),
+            ("pyvmm.replay", "Case"),
         ],
     ),
     (

@@ -14,6 +14,7 @@ Importing does nothing: each name is loaded when it is first used.
     machine.py     Machine: assembles, runs, closes
     run.py         what happens inside run(): vCPUs, threads, ends
     debug.py       breakpoints, watchpoints, steps, and whether they work here
+    until.py       printed(), exits() ...: the ends that a caller expects
     stop.py        Stop: why run() ended, and the report of it
     cpu.py         registers and page tables of one vCPU
     memory.py      the address spaces m.mem and m.cpu.mem
@@ -66,6 +67,11 @@ if TYPE_CHECKING:
     from .rng import Rng as Rng
     from .snapshot import Snapshot as Snapshot
     from .stop import Stop as Stop
+    from .until import elapsed as elapsed
+    from .until import exits as exits
+    from .until import printed as printed
+    from .until import returned as returned
+    from .until import written as written
 
 # Public name: the module that has it.
 _HOME = {
@@ -85,6 +91,11 @@ _HOME = {
     "StartInfo": "boot.start_info",
     "Stop": "stop",
     "Unsupported": "errors",
+    "elapsed": "until",
+    "exits": "until",
+    "printed": "until",
+    "returned": "until",
+    "written": "until",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of a first look
@@ -102,6 +113,11 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "GuestError",
     "GuestTimeout",
     "Unsupported",
+    "printed",
+    "written",
+    "exits",
+    "elapsed",
+    "returned",
     "Boot",
     "StartInfo",
     "boot",

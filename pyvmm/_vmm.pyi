@@ -16,6 +16,8 @@ EXIT_UNCLAIMED: Final[int]
 EXIT_OWNER: Final[int]
 EXIT_STOP: Final[int]
 EXIT_NATIVE: Final[int]
+EXIT_INTR: Final[int]  # only in the turns of a Replay
+EXIT_UNTIL: Final[int]  # until(), or a text that the console wants
 EXIT_HALT: Final[int]
 EXIT_SHUTDOWN: Final[int]
 EXIT_FAIL_ENTRY: Final[int]
@@ -269,6 +271,49 @@ class Snapshot:
     def memory(self) -> Memory: ...
     def page(self, number: int, /) -> bytes: ...
 
+# (gpa, len) of RAM
+_Piece = tuple[int, int]
+# (index, reason, flags, code, val, pc, found)
+_Turn = tuple[int, int, int, int, int, int, int]
+
+@final
+class Replay:
+    def __new__(
+        cls,
+        vcpu: VCPU,
+        snapshot: Snapshot,
+        *,
+        into: Sequence[_Piece] = (),
+        length: int | _Piece | None = None,
+        stops: Sequence[int] = (),
+        map: Sequence[_Piece] = (),
+        write: tuple[bool, int, int] | None = None,
+        exits: int = 0,
+        stop_sp: int = 0,
+        limit: float = 0.0,
+        wants: bool = False,
+        strict: bool = True,
+        whole: bool = False,
+        console: Console | None = None,
+    ) -> Replay: ...
+    @property
+    def turns(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def whole(self) -> bool: ...
+    @property
+    def why(self) -> str | None: ...
+    @property
+    def touched(self) -> bool: ...
+    unseen: bytes
+    def run(
+        self, inputs: Sequence[bytes], first: int, report: int, /
+    ) -> tuple[int, list[_Turn]]: ...
+    def look(self) -> int: ...
+    def left(self) -> None: ...
+    def close(self) -> None: ...
+
 @final
 class VCPU:
     def __new__(cls, vm: VM, *, cpus: int = 1) -> VCPU: ...
@@ -295,6 +340,7 @@ class VCPU:
     def set_msrs(
         self, indices: Sequence[int], values: Sequence[int], /
     ) -> None: ...
+    def until(self, exits: int, pio: bool, addr: int, size: int, /) -> None: ...
     def nmi(self) -> None: ...
     def debug(
         self, addresses: Sequence[int] = (), dr7: int = 0, step: bool = False
@@ -337,7 +383,8 @@ class Console:
     @property
     def waiting(self) -> int: ...  # bytes of input that nobody read yet
     def read(self, start: int = 0, size: int = -1) -> bytes: ...
-    def print(self, data: Buffer, /) -> None: ...
+    def print(self, data: Buffer, /) -> bool: ...
+    def want(self, texts: Sequence[bytes], /) -> None: ...
     def send(self, data: Buffer, /) -> None: ...
     def flush(self) -> None: ...
     def rewind(self, end: int, input: Buffer, /) -> None: ...

@@ -13,6 +13,7 @@ from __future__ import annotations
 from .debug import mode_of
 from .errors import GuestError
 from .stop import Registers
+from .until import RETURN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,23 +64,12 @@ def call(
                 setattr(cpu, name, value & limit)
         cpu.rsp = top
         cpu.rip = address
-        run_back(machine, back, top + width, timeout)
-        return int(cpu.rax) & limit
-    finally:
-        if not machine.closed:
-            cpu.vcpu.set("regs", before)
-
-
-def run_back(
-    machine: Machine, back: int, stack: int, timeout: float | None
-) -> None:
-    """Run until the function has returned; GuestError when it does not."""
-    while True:
-        stop = machine.run(until=back, timeout=timeout)
+        stop = machine.run(until=RETURN, timeout=timeout)
         if stop.reason != "until":
             raise GuestError(
                 f"the function did not return: {stop.report}", stop
             )
-        if machine.cpu.rsp == stack:
-            return
-        machine.step()  # it came by there itself, deeper in the stack
+        return int(cpu.rax) & limit
+    finally:
+        if not machine.closed:
+            cpu.vcpu.set("regs", before)

@@ -49,6 +49,8 @@ class Console:
         self._pattern: re.Pattern[Any] | None = None
         self._found: re.Match[Any] | None = None
         self._ends_run = False  # the run is expect()'s own
+        self._texts: list[_bytes] = []  # until=, with a device as the console
+        self._texts_at = 0
         self._connect(target)
 
     def _connect(self, target: object) -> None:
@@ -147,6 +149,8 @@ class Console:
                 self._found = self._search()
                 if self._found is not None:
                     self._machine._runner.matched(self._ends_run)
+            if self._texts:
+                self._look_for_texts()
 
     def _deliver(self, whole_lines: bool) -> None:
         """Hand new output to the callable, a line at a time."""
@@ -174,6 +178,28 @@ class Console:
         """A run begins: what Python has buffered for the file goes first."""
         if self._flush is not None:
             self._flush()
+
+    def _want(self, texts: list[_bytes]) -> None:
+        """A run ends when one of these has come; none: it does not."""
+        if self.device is None:
+            self.native.want(texts)
+            return
+        with self._lock:
+            self._texts, self._texts_at = texts, self.native.end
+            self.native.watch = bool(texts)
+            if texts:
+                self.native.on_output = self._on_output
+            elif self._live is None:
+                self.native.on_output = None
+
+    def _look_for_texts(self) -> None:
+        """The console is a device's: its run is ended from outside."""
+        longest = max(map(len, self._texts))
+        seen = self.native.read(self._texts_at)
+        if any(text in seen for text in self._texts):
+            self._texts = []
+            self._machine._runner.ask("until")
+        self._texts_at = max(self._texts_at, self.native.end - longest + 1)
 
     # -- snapshots -----------------------------------------------------------
 

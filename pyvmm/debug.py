@@ -94,35 +94,37 @@ class Debugger:
         """A new point; see Machine.breakpoint and Machine.watchpoint."""
         if kind not in x86.DR7_KIND:
             raise ValueError(f"kind {kind!r} is neither 'w' nor 'rw'")
+        point = self.make(self.machine.symbols.address(address), kind, size)
+        if len(self.points) == POINTS:
+            raise ValueError(f"all {POINTS} debug registers are taken")
+        self.points.append(point)
+        return point
+
+    def make(
+        self, where: int, kind: str, size: int, until: bool = False
+    ) -> Point:
+        """A point that is not among those that are set."""
         if size not in x86.DR7_SIZE:
             raise ValueError(f"size {size} is not 1, 2, 4 or 8")
-        where = self.machine.symbols.address(address)
         if where % size:
             raise ValueError(
                 f"address {where:#x} is not a multiple of the size {size}"
             )
-        if len(self.points) == POINTS:
-            raise ValueError(f"all {POINTS} debug registers are taken")
-        point = Point(self, where, kind, size)
-        self.points.append(point)
-        return point
+        return Point(self, where, kind, size, until)
 
-    def targets(
-        self, until: Address | list[Address] | tuple[Address, ...] | None
-    ) -> list[Point]:
-        """What `until=` means, as points."""
-        if until is None:
-            return []
-        listed = until if isinstance(until, list | tuple) else [until]
+    def targets(self, addresses: list[Address]) -> list[Point]:
+        """The addresses of `until=`, as points."""
         address = self.machine.symbols.address
-        unique = dict.fromkeys(address(target) for target in listed)
-        points = [Point(self, target, "x", 1, True) for target in unique]
+        unique = dict.fromkeys(address(target) for target in addresses)
+        return [self.make(target, "x", 1, True) for target in unique]
+
+    def check_room(self, points: list[Point]) -> None:
+        """ValueError unless there are as many debug registers left."""
         if len(points) + len(self.points) > POINTS:
             raise ValueError(
                 f"until has {len(points)} addresses and {len(self.points)} "
                 f"points are set: there are {POINTS} debug registers"
             )
-        return points
 
     # -- running -------------------------------------------------------------
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .debug import Point
     from .machine import Machine
     from .run import End
+    from .until import Condition
 
 # KVM_SYSTEM_EVENT_ of <linux/kvm.h>.
 EVENT_SHUTDOWN = 1
@@ -31,7 +32,11 @@ INSN_BEFORE = 8  # shown of what is before rip
 
 
 def make_stop(
-    machine: Machine, end: End, point: Point | None, timeout: float | None
+    machine: Machine,
+    end: End,
+    point: Point | None,
+    timeout: float | None,
+    met: Condition | None = None,
 ) -> Stop:
     """The Stop of a machine whose run ended so."""
     index, exit = end
@@ -47,6 +52,8 @@ def make_stop(
     asked = machine._runner.tell(exit)
     if asked is not None:
         reason, message = asked.reason, asked.message
+    elif met is not None:
+        reason, message = "until", repr(met)[1:-1]
     else:
         reason, message = classify(machine, exit, point, timeout)
     # KVM has moved on when a write comes out, and not when a read does.
@@ -94,6 +101,8 @@ def classify(
             return "pause", "pause"
         case _vmm.EXIT_DEBUG:
             return _debug(point)
+        case _vmm.EXIT_UNTIL:
+            return "until", "until"
         case _vmm.EXIT_TIMEOUT:
             given = "" if timeout is None else f" after {timeout:g} s"
             return stop.TIMEOUT, f"timeout: still running{given}"

@@ -21,7 +21,7 @@ from .wiring import LINES, Wiring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Any, TypeVar
 
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from .debug import Debugger, Point
     from .device import Device
     from .image import Image
+    from .replay import Replay
     from .snapshot import Snapshot
     from .stop import Stop
     from .symbols import Address
+    from .until import Until
     from .virtio.device import Device as VirtioDevice
 
     D = TypeVar("D")
@@ -328,15 +330,17 @@ class Machine:
 
     def run(
         self,
-        until: Address | list[Address] | tuple[Address, ...] | None = None,
+        until: Until = None,
         timeout: float | None = None,
         check: bool = True,
     ) -> Stop:
         """Run the guest until it ends, and say why.
 
-        `until`: an address or several, at most 4 with the breakpoints that are
-        set; the guest stops before the instruction there. `timeout`: seconds
-        of wall time.
+        `until`: the end that is expected, or a list of several. An address:
+        the guest stops before the instruction there (4 at most, with the
+        breakpoints that are set). "return": the function that it is about to
+        begin has returned. Or what pyvmm.printed(), exits(), elapsed() and
+        written() make. `timeout`: seconds of wall time.
 
         Returns a Stop for exit, halt, reset, poweroff, until, break, step and
         pause; it may be called again and goes on. Raises GuestError for a
@@ -354,7 +358,7 @@ class Machine:
 
     async def run_async(
         self,
-        until: Address | list[Address] | tuple[Address, ...] | None = None,
+        until: Until = None,
         timeout: float | None = None,
         check: bool = True,
     ) -> Stop:
@@ -393,7 +397,7 @@ class Machine:
 
     def start(
         self,
-        until: Address | list[Address] | tuple[Address, ...] | None = None,
+        until: Until = None,
         timeout: float | None = None,
     ) -> None:
         """run() on a thread of its own; pause() or wait() gives its outcome.
@@ -524,6 +528,60 @@ class Machine:
         from .snapshot import clone
 
         return clone(self, n)
+
+    def replay(
+        self,
+        snap: Snapshot,
+        inputs: Iterable[bytes],
+        *,
+        into: Address | None = None,
+        length: Address | tuple[Address, int] | None = None,
+        max_size: int | None = None,
+        until: Until = None,
+        timeout: float | None = None,
+        coverage: str | tuple[Address, int] | None = None,
+        report: str = "new",
+        whole: bool = False,
+        seconds: float | None = None,
+    ) -> Replay:
+        """Run from a snapshot with each of many inputs, and iterate the cases.
+
+        For each input: back to `snap`, the input written, run to an end, and
+        all ends are values. The loop is C, and hands out what `report` says:
+        "new" (what reaches new coverage or ends badly), "all", or "crashed".
+
+        `into`: where an input goes, a virtual address, or "*rdi": where the
+        register points; `max_size`: bytes there. `length`: where its length
+        goes, a register, or an address, or (address, size). `until`: as for
+        run(), but for watchpoints. `timeout`: seconds for each input; looked
+        at every 20 ms. `coverage`: "edges", the map of a guest that was built
+        with coverage (65536 counters at `pyvmm_coverage`), or (address, size)
+        of such counters. `whole`: put back all of the vCPU's state each time
+        rather than look at it after each 256 inputs, and do those again if
+        it has changed. `seconds`: when to stop at the latest.
+
+        Only the console may be used by the fast loop; a turn in which the
+        guest uses another device is done in Python, as every turn is when a
+        device has a worker, timers or virtqueues. ValueError for what cannot
+        be, a machine of several vCPUs among it; TypeError for inputs that are
+        no bytes.
+        """
+        from .replay import Replay
+
+        return Replay(
+            self,
+            snap,
+            inputs,
+            into=into,
+            length=length,
+            max_size=max_size,
+            until=until,
+            timeout=timeout,
+            coverage=coverage,
+            report=report,
+            whole=whole,
+            seconds=seconds,
+        )
 
     # -- debugging -----------------------------------------------------------
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from . import ends
+from time import monotonic
+
+from . import _vmm, ends
 from .errors import GuestError, GuestTimeout
 from .run import CLOSE, closed_error
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from .machine import Machine
     from .run import End
     from .stop import Stop
-    from .symbols import Address
+    from .until import Condition, Until
 
 
 def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
@@ -49,18 +51,37 @@ def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
                 machine.close()
 
 
-def until(
-    machine: Machine,
-    targets: Address | list[Address] | tuple[Address, ...] | None,
-    timeout: float | None,
-) -> Stop:
+def until(machine: Machine, targets: Until, timeout: float | None) -> Stop:
     check_timeout(timeout)
     if targets is None and machine._debugger is None:
         end = machine._runner.round(timeout)
         return make_stop(machine, end, None, timeout)
-    points = machine._debug.targets(targets)
-    end = machine._debug.run(points, timeout)
-    return make_stop(machine, end, machine._debug.hit(end, points), timeout)
+    from .until import Armed
+
+    debug = machine._debug
+    with Armed(machine, targets) as armed:
+        clock = Clock(timeout, armed.limit)
+        while True:
+            end = debug.run(armed.points, clock.left())
+            point = debug.hit(end, armed.points)
+            if armed.came_back(point):
+                break
+            end = debug.step(end[0], clock.left())  # deeper in the stack
+            if end[1].reason != _vmm.EXIT_DEBUG:
+                break
+        met = armed.met(end, timeout)
+    return make_stop(machine, end, point, timeout, met)
+
+
+class Clock:
+    """What is left of the shortest of some limits in seconds."""
+
+    def __init__(self, *limits: float | None) -> None:
+        given = [limit for limit in limits if limit is not None]
+        self._end = monotonic() + min(given) if given else None
+
+    def left(self) -> float | None:
+        return None if self._end is None else max(0.0, self._end - monotonic())
 
 
 def check_timeout(timeout: float | None) -> None:
@@ -76,13 +97,17 @@ def check_timeout(timeout: float | None) -> None:
 
 
 def make_stop(
-    machine: Machine, end: End, point: Point | None, timeout: float | None
+    machine: Machine,
+    end: End,
+    point: Point | None,
+    timeout: float | None,
+    met: Condition | None = None,
 ) -> Stop:
     if machine._runner.wanted == CLOSE:
         raise closed_error()
     if point is not None:
         point.hits += 1
-    return ends.make_stop(machine, end, point, timeout)
+    return ends.make_stop(machine, end, point, timeout, met)
 
 
 def run_for_match(

@@ -289,19 +289,20 @@ console_set_out_fd(PyObject *op, PyObject *value, void *closure)
 PyDoc_STRVAR(console_print_doc,
              "print($self, data, /)\n--\n\n"
              "Append to the output as if the guest had printed it.\n\n"
-             "Calls on_output where `watch` or `lines` say so, once.");
+             "Calls on_output where `watch` or `lines` say so, once. Whether "
+             "a text that is\nwanted has come with it.");
 
 static PyObject *
 console_print(PyObject *op, PyObject *arg)
 {
     struct vmm_console *con = &((struct console *)op)->con;
     Py_buffer data;
-    bool tell;
+    bool tell, came;
 
     if (PyObject_GetBuffer(arg, &data, PyBUF_SIMPLE))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    vmm_console_print(con, data.buf, (size_t)data.len);
+    came = vmm_console_print(con, data.buf, (size_t)data.len);
     Py_END_ALLOW_THREADS
     tell = __atomic_load_n(&con->watch, __ATOMIC_RELAXED) ||
            (__atomic_load_n(&con->lines, __ATOMIC_RELAXED) &&
@@ -309,7 +310,7 @@ console_print(PyObject *op, PyObject *arg)
     PyBuffer_Release(&data);
     if (tell && console_service(op))
         return NULL;
-    Py_RETURN_NONE;
+    return PyBool_FromLong(came);
 }
 
 PyDoc_STRVAR(console_send_doc,
@@ -391,11 +392,61 @@ console_get_input(PyObject *op, void *closure)
     return ret;
 }
 
+PyDoc_STRVAR(console_want_doc,
+             "want($self, texts, /)\n--\n\n"
+             "End the run once the guest has printed one of these, from now "
+             "on.\n\n`texts`: at most 4 bytes objects; none: nothing ends it. "
+             "Raises ValueError,\nMemoryError.");
+
+static PyObject *
+console_want(PyObject *op, PyObject *arg)
+{
+    PyObject *list = PySequence_Fast(arg, "texts is a sequence of bytes");
+    Py_ssize_t count = list ? PySequence_Fast_GET_SIZE(list) : 0;
+    const void *text[VMM_CONSOLE_WANT];
+    size_t len[VMM_CONSOLE_WANT];
+    int err = 0;
+
+    if (!list)
+        return NULL;
+    if (count > (Py_ssize_t)VMM_CONSOLE_WANT) {
+        PyErr_Format(PyExc_ValueError, "%zd texts are more than %u", count,
+                     VMM_CONSOLE_WANT);
+        err = -1;
+    }
+    for (Py_ssize_t i = 0; !err && i < count; i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+
+        if (!PyBytes_Check(item)) {
+            PyErr_Format(PyExc_TypeError, "a text is bytes, not %.80s",
+                         Py_TYPE(item)->tp_name);
+            err = -1;
+            break;
+        }
+        text[i] = PyBytes_AS_STRING(item);
+        len[i] = (size_t)PyBytes_GET_SIZE(item);
+    }
+    if (!err) {
+        err = vmm_console_want(&((struct console *)op)->con, text, len,
+                               (unsigned)count);
+        if (err == -EINVAL)
+            PyErr_SetString(PyExc_ValueError, "a text is empty, or longer than "
+                                              "what the console keeps");
+        else if (err)
+            PyErr_NoMemory();
+    }
+    Py_DECREF(list);
+    if (err)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef console_methods[] = {
     {"read", (PyCFunction)(void (*)(void))console_read,
      METH_VARARGS | METH_KEYWORDS, console_read_doc},
     {"print", console_print, METH_O, console_print_doc},
     {"send", console_send, METH_O, console_send_doc},
+    {"want", console_want, METH_O, console_want_doc},
     {"flush", console_flush, METH_NOARGS, console_flush_doc},
     {"rewind", (PyCFunction)(void (*)(void))console_rewind, METH_FASTCALL,
      console_rewind_doc},

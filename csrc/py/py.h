@@ -55,6 +55,7 @@ struct state {
     PyTypeObject *virtio_type;
     PyTypeObject *rng_type;
     PyTypeObject *snapshot_type;
+    PyTypeObject *replay_type;
     PyObject *short_error; /* exceptions */
     PyObject *stale_error;
     PyObject *registers_name; /* "_registers" */
@@ -506,6 +507,14 @@ extern PyType_Spec rng_spec;
 /* -- snapshot.c ------------------------------------------------------------ */
 
 extern PyType_Spec snapshot_spec;
+/* Borrowed, or NULL with an exception. */
+struct vmm_snap *snapshot_check(struct state *state, PyObject *arg);
+
+/* -- replay.c -------------------------------------------------------------- */
+
+extern PyType_Spec replay_spec;
+
+/* -- snapshot.c again: methods of VM, with their docstrings ---------------- */
 
 /* Methods of VM, with their docstrings. */
 extern const char vm_snapshot_doc[];

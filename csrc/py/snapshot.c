@@ -34,6 +34,16 @@ snapshot_new(struct state *state, struct vmm_snap *snap)
     return (PyObject *)self;
 }
 
+struct vmm_snap *
+snapshot_check(struct state *state, PyObject *arg)
+{
+    if (Py_IS_TYPE(arg, state->snapshot_type))
+        return ((struct snapshot *)arg)->snap;
+    PyErr_Format(PyExc_TypeError, "expected a Snapshot, not %.80s",
+                 Py_TYPE(arg)->tp_name);
+    return NULL;
+}
+
 /* -- what a VM does with it ------------------------------------------------ */
 
 /*
@@ -119,20 +129,20 @@ vm_restore(PyObject *op, PyObject *arg)
     struct state *state = state_of(Py_TYPE(op));
     struct vm *vm = vm_check(state, op);
     struct vmm_vcpu **cpu;
+    struct vmm_snap *snap;
     unsigned cpus;
     int64_t count;
 
     if (!vm)
         return NULL;
-    if (!Py_IS_TYPE(arg, state->snapshot_type))
-        return PyErr_Format(PyExc_TypeError, "expected a Snapshot, not %.80s",
-                            Py_TYPE(arg)->tp_name);
+    snap = snapshot_check(state, arg);
+    if (!snap)
+        return NULL;
     cpu = still_vcpus(vm, &cpus);
     if (!cpu)
         return NULL;
     memory_mark_views(vm->memory);
-    count =
-        vmm_snap_restore(&vm->vm, cpu, cpus, ((struct snapshot *)arg)->snap);
+    count = vmm_snap_restore(&vm->vm, cpu, cpus, snap);
     PyMem_Free(cpu);
     if (count >= 0)
         return PyLong_FromLongLong(count);

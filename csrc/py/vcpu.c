@@ -188,6 +188,35 @@ vcpu_throw(PyObject *op, PyObject *exception)
     Py_RETURN_TRUE;
 }
 
+PyDoc_STRVAR(until_doc,
+             "until($self, exits, pio, addr, size, /)\n--\n\n"
+             "Let run() return EXIT_UNTIL after so many exits more, or a write "
+             "there.\n\n0 exits, or a size of 0: not for that. Once that has "
+             "happened the other remains\nuntil it is set anew.");
+
+static PyObject *
+vcpu_until(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct vcpu *self = quiet_vcpu(op);
+    struct vmm_until until = {0};
+    int pio;
+
+    if (!self || arguments("until", nargs, 4) ||
+        as_uint(args[0], "exits", UINT32_MAX, &until.exits) ||
+        as_uint(args[2], "addr", UINT64_MAX, &until.addr) ||
+        as_uint(args[3], "size", UINT32_MAX, &until.len))
+        return NULL;
+    pio = PyObject_IsTrue(args[1]);
+    if (pio < 0)
+        return NULL;
+    until.pio = pio;
+    if (until.exits)
+        until.exits += self->cpu.exits;
+    self->cpu.until = until;
+    self->cpu.until_met = false;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(close_doc,
              "close($self, /)\n--\n\n"
              "Close the vCPU; if it runs, it is kicked and closes on its way "
@@ -213,6 +242,8 @@ static PyMethodDef vcpu_methods[] = {
     {"get_msrs", vcpu_get_msrs, METH_O, vcpu_get_msrs_doc},
     {"set_msrs", (PyCFunction)(void (*)(void))vcpu_set_msrs, METH_FASTCALL,
      vcpu_set_msrs_doc},
+    {"until", (PyCFunction)(void (*)(void))vcpu_until, METH_FASTCALL,
+     until_doc},
     {"nmi", vcpu_nmi, METH_NOARGS, vcpu_nmi_doc},
     {"debug", (PyCFunction)(void (*)(void))vcpu_debug,
      METH_VARARGS | METH_KEYWORDS, vcpu_debug_doc},

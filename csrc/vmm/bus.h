@@ -24,6 +24,7 @@ enum vmm_bus_answer {
     VMM_BUS_DONE = 0,
     VMM_BUS_OWNER = 1,   /* done, and the owner has something to do now */
     VMM_BUS_STOP = 2,    /* done, and the run ends here (the exit port) */
+    VMM_BUS_UNTIL = 4,   /* done, and what the caller waits for has come */
     VMM_BUS_OUTSIDE = 3, /* the caller handles it; a range without ops */
 };
 

@@ -26,6 +26,7 @@ vmm_console_fini(struct vmm_console *con)
         pthread_mutex_destroy(&con->lock);
     free(con->out);
     free(con->in);
+    free(con->want);
     memset(con, 0, sizeof *con);
     con->out_fd = -1;
 }
@@ -82,10 +83,70 @@ make_room(struct vmm_console *con, size_t len)
     return true;
 }
 
+/* With the lock held: whether the last `len` bytes have completed a text. */
+static bool
+look_for_wanted(struct vmm_console *con, size_t len)
+{
+    const uint8_t *text = con->want;
+
+    for (unsigned i = 0; i < con->wants; text += con->want_len[i++]) {
+        size_t all = (size_t)vmm_min(len + con->want_len[i] - 1, con->out_len);
+        uint64_t end = con->dropped + con->out_len;
+
+        all = (size_t)vmm_min(all, end - con->want_from);
+        if (memmem(con->out + con->out_len - all, all, text,
+                   con->want_len[i])) {
+            con->wants = 0;
+            return true;
+        }
+    }
+    return false;
+}
+
+int
+vmm_console_want(struct vmm_console *con, const void *const *text,
+                 const size_t *len, unsigned count)
+{
+    uint8_t *want = NULL, *at;
+    size_t all = 0;
+
+    if (count > VMM_CONSOLE_WANT)
+        return -EINVAL;
+    for (unsigned i = 0; i < count; i++) {
+        if (!len[i] || len[i] > con->limit)
+            return -EINVAL;
+        all += len[i];
+    }
+    if (count && !(want = malloc(all)))
+        return -ENOMEM;
+    pthread_mutex_lock(&con->lock);
+    free(con->want);
+    con->want = at = want;
+    con->wants = con->wants_all = count;
+    for (unsigned i = 0; i < count; i++) {
+        memcpy(at, text[i], len[i]);
+        con->want_len[i] = len[i];
+        at += len[i];
+    }
+    con->want_from = con->dropped + con->out_len;
+    pthread_mutex_unlock(&con->lock);
+    return 0;
+}
+
 void
+vmm_console_want_again(struct vmm_console *con)
+{
+    pthread_mutex_lock(&con->lock);
+    con->wants = con->wants_all;
+    con->want_from = con->dropped + con->out_len;
+    pthread_mutex_unlock(&con->lock);
+}
+
+bool
 vmm_console_print(struct vmm_console *con, const void *data, size_t len)
 {
     const uint8_t *bytes = data;
+    bool came = false;
 
     pthread_mutex_lock(&con->lock);
     if (len > con->limit) {
@@ -100,8 +161,10 @@ vmm_console_print(struct vmm_console *con, const void *data, size_t len)
         con->out_len += len;
         if (memchr(bytes, '\n', len))
             write_out(con, con->out_len);
+        came = con->wants && look_for_wanted(con, len);
     }
     pthread_mutex_unlock(&con->lock);
+    return came;
 }
 
 int
@@ -174,6 +237,7 @@ vmm_console_rewind(struct vmm_console *con, uint64_t end, const void *in,
         con->out_len = (size_t)(end - con->dropped);
     }
     con->written = (size_t)vmm_min(con->written, con->out_len);
+    con->want_from = vmm_min(con->want_from, end);
     pthread_mutex_unlock(&con->lock);
     return 0;
 }
@@ -231,7 +295,8 @@ console_write(void *dev, uint64_t offset, unsigned len, uint64_t val)
     if (offset != REG_DATA)
         return VMM_BUS_DONE;
     memcpy(bytes, &val, sizeof bytes);
-    vmm_console_print(con, bytes, len);
+    if (vmm_console_print(con, bytes, len))
+        return VMM_BUS_UNTIL;
     if (__atomic_load_n(&con->watch, __ATOMIC_RELAXED))
         return VMM_BUS_OWNER;
     if (__atomic_load_n(&con->lines, __ATOMIC_RELAXED) &&

@@ -28,6 +28,8 @@
 #define VMM_EXIT_PORT    0xf4U
 #define VMM_EXIT_SIZE    4U
 
+#define VMM_CONSOLE_WANT 4U /* texts at most that a run may wait for */
+
 extern const struct vmm_bus_ops vmm_console_ops;   /* dev: vmm_console */
 extern const struct vmm_bus_ops vmm_exit_port_ops; /* dev: unused */
 
@@ -43,16 +45,33 @@ struct vmm_console {
     size_t in_at;
     int out_fd;     /* -1: none; the caller's */
     size_t written; /* of `out`, how much went to out_fd */
-    bool watch;     /* atomic */
-    bool lines;     /* atomic */
+    uint8_t *want;  /* what a caller waits for, one text after the other */
+    size_t want_len[VMM_CONSOLE_WANT];
+    unsigned wants, wants_all; /* now; once they are wanted again */
+    uint64_t want_from;        /* the position from which on it counts */
+    bool watch;                /* atomic */
+    bool lines;                /* atomic */
 };
 
 /* `limit` is at least 1. */
 int vmm_console_init(struct vmm_console *con, size_t limit);
 void vmm_console_fini(struct vmm_console *con);
 
-/* Appends what the guest printed. */
-void vmm_console_print(struct vmm_console *con, const void *data, size_t len);
+/*
+ * Appends what the guest printed. Whether one of the texts that are wanted is
+ * there with it; it is not wanted any more then, nor are the others.
+ */
+bool vmm_console_print(struct vmm_console *con, const void *data, size_t len);
+
+/*
+ * From now on a guest's write that completes one of these texts answers
+ * VMM_BUS_UNTIL, once; none: none does. Each has 1 byte at least and `limit` at
+ * most. -EINVAL, -ENOMEM.
+ */
+int vmm_console_want(struct vmm_console *con, const void *const *text,
+                     const size_t *len, unsigned count);
+/* The same texts again, in what comes from now on. */
+void vmm_console_want_again(struct vmm_console *con);
 
 /* Appends to the input. -ENOMEM. */
 int vmm_console_send(struct vmm_console *con, const void *data, size_t len);

@@ -135,8 +135,31 @@ save_vm(struct vmm_vm *vm, struct vmm_snap *snap)
     return err;
 }
 
-static int
-load_vm(struct vmm_vm *vm, const struct vmm_snap *snap)
+int
+vmm_snap_chips_differ(struct vmm_vm *vm, const struct vmm_snap *snap,
+                      bool *differ)
+{
+    int err = 0;
+
+    *differ = false;
+    for (unsigned i = 0; !err && snap->irqchip && i < 3; i++) {
+        struct kvm_irqchip chip = {.chip_id = i};
+
+        err = vm_ioctl(vm, KVM_GET_IRQCHIP, &chip, "KVM_GET_IRQCHIP");
+        *differ = *differ || memcmp(&chip.chip, &snap->chip[i].chip,
+                                    sizeof chip.chip) != 0;
+    }
+    if (!err && snap->pit) {
+        struct kvm_pit_state2 pit = {0};
+
+        err = vm_ioctl(vm, KVM_GET_PIT2, &pit, "KVM_GET_PIT2");
+        *differ = *differ || memcmp(&pit, &snap->pit_state, sizeof pit) != 0;
+    }
+    return err;
+}
+
+int
+vmm_snap_load_chips(struct vmm_vm *vm, const struct vmm_snap *snap)
 {
     int err = 0;
 
@@ -491,8 +514,8 @@ mark_between(struct vmm_mem *mem, const struct vmm_snap *one,
 }
 
 /* Copies every dirty page from the snapshot. How many. */
-static int64_t
-copy_back(struct vmm_mem *mem, const struct vmm_snap *snap)
+int64_t
+vmm_snap_copy_back(struct vmm_mem *mem, const struct vmm_snap *snap)
 {
     struct walk walk = {.mem = mem};
     int64_t count = 0;
@@ -531,14 +554,14 @@ vmm_snap_restore(struct vmm_vm *vm, struct vmm_vcpu *const *cpu, unsigned cpus,
     if (err)
         return err;
     mark_between(vm->mem, vm->mem->at, snap);
-    count = copy_back(vm->mem, snap);
+    count = vmm_snap_copy_back(vm->mem, snap);
     move_to(vm->mem, snap);
     for (unsigned i = 0; !err && i < cpus; i++) {
         err = vmm_vcpu_load(cpu[i], &snap->cpu[i]);
         vm->call = cpu[i]->call;
     }
     if (!err)
-        err = load_vm(vm, snap);
+        err = vmm_snap_load_chips(vm, snap);
     return err ? err : count;
 }
 

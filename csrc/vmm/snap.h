@@ -79,6 +79,17 @@ int64_t vmm_snap_restore(struct vmm_vm *vm, struct vmm_vcpu *const *cpu,
                          unsigned cpus, struct vmm_snap *snap);
 
 /*
+ * The parts of that which a loop does again and again (replay.h): copying back
+ * what is dirty in a machine that is at this node, once it was harvested, and
+ * how many pages it were; the irqchip, the PIT and the clock; and whether what
+ * these are now, or would be put to, differs from the node's.
+ */
+int64_t vmm_snap_copy_back(struct vmm_mem *mem, const struct vmm_snap *snap);
+int vmm_snap_load_chips(struct vmm_vm *vm, const struct vmm_snap *snap);
+int vmm_snap_chips_differ(struct vmm_vm *vm, const struct vmm_snap *snap,
+                          bool *differ);
+
+/*
  * Makes a memory without regions one like that of the snapshot's root, which
  * costs no more than mapping it. A VM made of it is at the snapshot after
  * vmm_snap_restore. -ENOMEM or what mmap said; `mem` is to be finished then.

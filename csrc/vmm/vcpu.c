@@ -2,6 +2,8 @@
 /* vcpu.c - creating a vCPU, the KVM_RUN loop and the decoding of exits */
 #include "vcpu.h"
 
+#include "console.h"
+
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
@@ -153,11 +155,28 @@ vmm_vcpu_string_done(struct vmm_vcpu *cpu)
     cpu->string_next = cpu->run->io.count;
 }
 
+/* Whether it is to the two devices that every machine has. */
+static bool
+is_of_machine(const struct vmm_exit *exit)
+{
+    return exit->pio && (exit->addr - VMM_CONSOLE_PORT < VMM_CONSOLE_SIZE ||
+                         exit->addr - VMM_EXIT_PORT < VMM_EXIT_SIZE);
+}
+
 static void
 remember(struct vmm_vcpu *cpu, const struct vmm_exit *exit)
 {
     struct vmm_past *past = &cpu->past[cpu->past_count++ % VMM_PAST];
+    const struct vmm_until *until = &cpu->until;
 
+    if (is_of_machine(exit))
+        cpu->used = true;
+    else if (exit->len)
+        cpu->touched = true;
+    if (until->len && exit->write && exit->pio == until->pio &&
+        exit->addr < until->addr + until->len &&
+        until->addr < exit->addr + exit->len)
+        cpu->until_met = true;
     past->reason = (uint8_t)exit->reason;
     past->len = (uint8_t)exit->len;
     past->pio = exit->pio;
@@ -188,6 +207,9 @@ ask_bus(struct vmm_vm *vm, struct vmm_exit *exit)
         break;
     case VMM_BUS_STOP:
         exit->reason = VMM_EXIT_STOP;
+        break;
+    case VMM_BUS_UNTIL:
+        exit->reason = VMM_EXIT_UNTIL;
         break;
     case VMM_BUS_OUTSIDE:
         exit->reason = VMM_EXIT_ACCESS;
@@ -472,6 +494,18 @@ end_step(struct vmm_vcpu *cpu, struct vmm_exit *exit)
     return 0;
 }
 
+/* Whether what the caller waits for has come, now that all before is done. */
+static bool
+until_over(struct vmm_vcpu *cpu, struct vmm_exit *exit)
+{
+    if (!cpu->until_met && (!cpu->until.exits || cpu->exits < cpu->until.exits))
+        return false;
+    cpu->until_met = false;
+    cpu->until.exits = 0;
+    exit->reason = VMM_EXIT_UNTIL;
+    return true;
+}
+
 int
 vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
 {
@@ -480,6 +514,8 @@ vmm_vcpu_run(struct vmm_vcpu *cpu, struct vmm_exit *exit)
     if (do_rest(cpu, exit))
         return 0;
     for (;;) {
+        if (until_over(cpu, exit))
+            return 0;
         if (step_is_lost(cpu))
             return end_step(cpu, exit);
         ret = enter(cpu);

@@ -38,6 +38,7 @@ enum vmm_exit_reason {
     VMM_EXIT_OWNER,     /* done in C; the owner of `range` has work to do */
     VMM_EXIT_STOP,      /* done in C; the device at `range` ends the run */
     VMM_EXIT_NATIVE,    /* done in C; only seen with cpu->trace */
+    VMM_EXIT_UNTIL,     /* done; what the caller waits for (until) has come */
     VMM_EXIT_HALT,      /* HLT without an in-kernel irqchip */
     VMM_EXIT_SHUTDOWN,  /* triple fault */
     VMM_EXIT_FAIL_ENTRY,
@@ -85,6 +86,17 @@ struct vmm_past {
 
 #define VMM_PAST 16U /* a power of two */
 
+/*
+ * What ends a run with VMM_EXIT_UNTIL, once it is done. Text on the console is
+ * another (vmm_console_want).
+ */
+struct vmm_until {
+    uint64_t exits; /* as many exits as this, by vmm_vcpu.exits; 0: no */
+    uint64_t addr;  /* a write to any of `len` ports or addresses */
+    uint64_t len;   /* 0: no */
+    bool pio;
+};
+
 #define VMM_VCPU_MAX_MSRS 256U
 
 struct vmm_vcpu {
@@ -100,7 +112,12 @@ struct vmm_vcpu {
     uint32_t string_next; /* string I/O: the element to look at next */
     uint64_t fresh;       /* KVM_SYNC_X86_*: valid in run->s.regs */
     bool debugging;       /* KVM_SET_GUEST_DEBUG is on */
+    bool used;            /* the console or the exit port was accessed */
+    bool touched;         /* another device was */
     bool stepping;        /* with single steps */
+
+    struct vmm_until until; /* the caller's; all 0: nothing */
+    bool until_met;
 
     struct vmm_past past[VMM_PAST];
     uint64_t past_count;

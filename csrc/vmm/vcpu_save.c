@@ -10,6 +10,9 @@
 #define MSR_TSC        0x10U
 #define MSR_TSC_ADJUST 0x3bU
 
+#define XSTATE_BV  512   /* in an xsave area */
+#define APIC_COUNT 0x390 /* current count of the timer (SDM 3, 11.5.4) */
+
 void
 vmm_vcpu_save_fini(struct vmm_vcpu_save *save)
 {
@@ -112,9 +115,8 @@ vmm_vcpu_save(struct vmm_vcpu *cpu, struct vmm_vcpu_save *save)
     return err ? err : try_msrs(cpu, save);
 }
 
-/* What travels with KVM_RUN where the host can. */
-static int
-load_registers(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
+int
+vmm_vcpu_load_registers(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
 {
     int err = vmm_vcpu_set_regs(cpu, &save->regs);
 
@@ -155,6 +157,61 @@ vmm_vcpu_load(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
     }
     /* The setters above have handed over what was in the cache. */
     if (!err)
-        err = load_registers(cpu, save);
+        err = vmm_vcpu_load_registers(cpu, save);
     return err;
+}
+
+/* An index and a value are one MSR; the order is that of the host's list. */
+static bool
+same_msrs(const struct vmm_vcpu_save *one, const struct vmm_vcpu_save *other)
+{
+    return one->msrs == other->msrs &&
+           !memcmp(one->msr_index, other->msr_index,
+                   one->msrs * sizeof *one->msr_index) &&
+           !memcmp(one->msr_value, other->msr_value,
+                   one->msrs * sizeof *one->msr_value);
+}
+
+static bool
+same_lapic(const struct vmm_vcpu_save *one, const struct vmm_vcpu_save *other)
+{
+    struct kvm_lapic_state a = one->lapic, b = other->lapic;
+
+    if (one->has_lapic != other->has_lapic)
+        return false;
+    memset(a.regs + APIC_COUNT, 0, 4);
+    memset(b.regs + APIC_COUNT, 0, 4);
+    return !memcmp(&a, &b, sizeof a);
+}
+
+/*
+ * But for the word that says which parts are not as after a reset (SDM 1,
+ * 13.4.2): the kernel gives the values of the others as well, and sets bits for
+ * parts that it has looked after itself.
+ */
+static bool
+same_xsave(const struct vmm_vcpu_save *one, const struct vmm_vcpu_save *other)
+{
+    const char *a = one->xsave, *b = other->xsave;
+
+    return one->xsave_size == other->xsave_size && !memcmp(a, b, XSTATE_BV) &&
+           !memcmp(a + XSTATE_BV + 8, b + XSTATE_BV + 8,
+                   one->xsave_size - XSTATE_BV - 8);
+}
+
+const char *
+vmm_vcpu_save_differs(const struct vmm_vcpu_save *one,
+                      const struct vmm_vcpu_save *other)
+{
+    if (one->mp_state != other->mp_state)
+        return "MP state";
+    if (!same_xsave(one, other))
+        return "FPU";
+    if (memcmp(&one->xcrs, &other->xcrs, sizeof one->xcrs) != 0)
+        return "XCRs";
+    if (memcmp(&one->debugregs, &other->debugregs, sizeof one->debugregs) != 0)
+        return "debug registers";
+    if (!same_lapic(one, other))
+        return "local APIC";
+    return same_msrs(one, other) ? NULL : "MSRs";
 }

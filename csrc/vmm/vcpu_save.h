@@ -45,6 +45,21 @@ int vmm_vcpu_save(struct vmm_vcpu *cpu, struct vmm_vcpu_save *save);
 /* Puts it back, all of it; the vCPU is settled. */
 int vmm_vcpu_load(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save);
 
+/*
+ * The same for registers, system registers and events alone: they travel with
+ * the next KVM_RUN where the host can, and cost no ioctl then.
+ */
+int vmm_vcpu_load_registers(struct vmm_vcpu *cpu,
+                            const struct vmm_vcpu_save *save);
+
+/*
+ * What of the rest, which vmm_vcpu_load_registers leaves as it is, differs
+ * between two states of a vCPU: its name, or NULL. What runs on by itself (the
+ * count of the APIC's timer) does not count.
+ */
+const char *vmm_vcpu_save_differs(const struct vmm_vcpu_save *one,
+                                  const struct vmm_vcpu_save *other);
+
 /* Frees what it holds; safe on a zeroed one. */
 void vmm_vcpu_save_fini(struct vmm_vcpu_save *save);
 
