@@ -88,7 +88,7 @@ class Debugger:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.points: list[Point] = []
-        self._stopped_at: dict[int, int] = {}  # vCPU: linear address
+        self.stopped_at: dict[int, int] = {}  # vCPU: linear address
 
     def add(self, address: Address, kind: str, size: int) -> Point:
         """A new point; see Machine.breakpoint and Machine.watchpoint."""
@@ -196,10 +196,10 @@ class Debugger:
         here = {point.address for point in points if point.kind == "x"}
         runner = self.machine._runner
         for index, vcpu in enumerate(runner.vcpus):
-            if index not in self._stopped_at:
+            if index not in self.stopped_at:
                 continue
             regs = Registers(vcpu.get("regs"), vcpu.get("sregs"))
-            if regs.pc != self._stopped_at.pop(index) or regs.pc not in here:
+            if regs.pc != self.stopped_at.pop(index) or regs.pc not in here:
                 continue
             if "step" not in trial(mode_of(regs)):
                 raise Unsupported(
@@ -259,7 +259,7 @@ class Debugger:
     def _remember(self, end: End) -> None:
         index, exit = end
         if exit.reason == _vmm.EXIT_DEBUG:
-            self._stopped_at[index] = exit.pc
+            self.stopped_at[index] = exit.pc
 
     def _disarm(self) -> None:
         for vcpu in self.machine._runner.vcpus:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .backtrace import Backtrace
     from .cpu import Cpu
     from .debug import Debugger, Point
     from .device import Device
@@ -622,6 +623,23 @@ class Machine:
         return list(self._debugger.points) if self._debugger else []
 
     # -- looking -------------------------------------------------------------
+
+    def backtrace(self, cpu: int = 0, limit: int = 32) -> Backtrace:
+        """The calls that a vCPU is in, as a sequence of `Where`.
+
+        The innermost is first; at most `limit` of them. It is exact where the
+        image has DWARF and pyelftools is installed (`pip install
+        pyvmm-kvm[debug]`); else by frame pointers, or a search of the stack,
+        whose finds have a question mark. RuntimeError while the machine runs,
+        ValueError when there is no such vCPU.
+        """
+        if self.running:
+            raise RuntimeError("the machine runs: pause() it first")
+        if not 0 <= cpu < self._count:
+            raise ValueError(f"cpu {cpu} is outside 0..{self._count - 1}")
+        from .backtrace import backtrace
+
+        return backtrace(self.cpus[cpu], limit)
 
     @property
     def vm(self) -> _vmm.VM:

@@ -36,8 +36,8 @@ class Snapshot:
     """
 
     __slots__ = (
-        "_asked", "_console", "_devices", "_ends", "_native", "_ran", "_timers",
-        "parent",
+        "_asked", "_console", "_devices", "_ends", "_native", "_ran",
+        "_stopped", "_timers", "parent",
     )  # fmt: skip
 
     def __init__(self, native: _vmm.Snapshot, parent: Snapshot | None) -> None:
@@ -49,6 +49,7 @@ class Snapshot:
         self._ends: list[End] = []
         self._asked: Asked | None = None
         self._ran = False
+        self._stopped: dict[int, int] = {}  # vCPU: the breakpoint it is at
 
     @property
     def pages(self) -> int:
@@ -103,6 +104,8 @@ def take(machine: Machine) -> Snapshot:
         snap._ends = list(machine._runner._pending)
         snap._asked = machine._runner.asked
         snap._ran = machine._ran
+        if machine._debugger is not None:
+            snap._stopped = dict(machine._debugger.stopped_at)
     machine._at = snap
     return snap
 
@@ -143,6 +146,8 @@ def load(
     machine._runner._pending[:] = ends
     machine._runner.asked = snap._asked
     machine._ran = snap._ran
+    if snap._stopped or machine._debugger is not None:
+        machine._debug.stopped_at = dict(snap._stopped)
     machine._at = snap
 
 

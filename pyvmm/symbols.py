@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from . import _vmm
+    from .dwarf import Frames
 
     Address = int | str
 
@@ -127,6 +128,7 @@ class Symbols:
         self._elf = elf
         self._data = data
         self._lines: object = None
+        self._frames: Frames | None = None
 
     def __getitem__(self, name: str) -> int:
         found = self._elf.find(name) if self._elf else None
@@ -212,6 +214,14 @@ class Symbols:
             self._lines = Lines(self._data)
         find = self._lines.find  # type: ignore[attr-defined]
         return find(address)  # type: ignore[no-any-return]
+
+    def frames(self) -> Frames:
+        """Call frame information, where DWARF is readable."""
+        if self._frames is None:
+            from .dwarf import Frames
+
+            self._frames = Frames(self._data)
+        return self._frames
 
     def _unknown(self, name: str) -> str:
         if not self._elf:

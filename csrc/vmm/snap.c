@@ -557,6 +557,7 @@ vmm_snap_restore(struct vmm_vm *vm, struct vmm_vcpu *const *cpu, unsigned cpus,
     count = vmm_snap_copy_back(vm->mem, snap);
     move_to(vm->mem, snap);
     for (unsigned i = 0; !err && i < cpus; i++) {
+        cpu[i]->past_count = 0; /* those exits have never been */
         err = vmm_vcpu_load(cpu[i], &snap->cpu[i]);
         vm->call = cpu[i]->call;
     }

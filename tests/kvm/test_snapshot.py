@@ -366,3 +366,42 @@ def test_while_it_runs() -> None:
             m.clone(-1)
     with pytest.raises(ValueError, match="closed"):
         m.snapshot()
+
+
+TICKS = """
+again:
+    inc dword ptr [0x200000]
+tick:
+    nop
+    jmp again
+"""
+
+
+def test_a_breakpoint_that_it_is_at_goes_with_it() -> None:
+    """A guest that stands at an address runs on from there, each time."""
+    with pyvmm.Machine() as m:
+        m.load(asm=TICKS)
+        m.run(until="tick", timeout=20)
+        snap = m.snapshot()
+        for _ in range(2):
+            m.run(until="again", timeout=20)
+            m.restore(snap)
+            m.run(until="tick", timeout=20)
+            assert m.mem.read_u32(0x200000) == 2
+            m.restore(snap)
+        (twin,) = m.clone()
+        with twin:
+            twin.run(until="tick", timeout=20)
+            assert twin.mem.read_u32(0x200000) == 2
+
+
+def test_exits_that_have_never_been_are_forgotten() -> None:
+    with make() as m:
+        statuses(m, 1)
+        snap = m.snapshot()
+        statuses(m, 3)
+        assert len(m.cpu.vcpu.past) > 3
+        m.restore(snap)
+        assert m.cpu.vcpu.past == []
+        statuses(m, 1)
+        assert len(m.cpu.vcpu.past) == 3
