@@ -128,7 +128,12 @@ def forget(machine: Machine) -> None:
     _alive.discard(machine)
 
 
+def alive() -> list[Machine]:
+    """The machines of this process that are not closed."""
+    return list(_alive)
+
+
 def _close_all() -> None:
     """The interpreter exits: no guest may run on."""
-    for machine in list(_alive):
+    for machine in alive():
         machine._close(EXIT_SECONDS)

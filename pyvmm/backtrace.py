@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .cpu import Cpu
     from .dwarf import Expression, Frames
+    from .stop import Registers
     from .symbols import Where
 
 LIMIT = 32  # frames
@@ -71,11 +72,13 @@ class Backtrace:
         return f"<Backtrace\n{self}>"
 
 
-def backtrace(cpu: Cpu, limit: int = LIMIT) -> Backtrace:
-    """The stack of a vCPU that stands still."""
+def backtrace(
+    cpu: Cpu, limit: int = LIMIT, registers: Registers | None = None
+) -> Backtrace:
+    """The stack of a vCPU that stands still, or had these registers."""
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit {limit!r} is not 1 or more")
-    return Unwinder(cpu).walk(limit)
+    return Unwinder(cpu, registers or cpu.registers).walk(limit)
 
 
 class Unwinder:
@@ -84,8 +87,7 @@ class Unwinder:
     Threads: one.
     """
 
-    def __init__(self, cpu: Cpu) -> None:
-        now = cpu.registers
+    def __init__(self, cpu: Cpu, now: Registers) -> None:
         self.cpu = cpu
         self.symbols = cpu.machine.symbols
         mode = mode_of(now)
@@ -95,6 +97,7 @@ class Unwinder:
         self.names = NAMES_64 if wide else NAMES_32
         self.known: dict[str, int] = {name: now[name] for name in self.names}
         self.pc = now.pc
+        self.called = False  # whether pc is behind a call
         self.frames: Frames = self.symbols.frames()
 
     def walk(self, limit: int) -> Backtrace:
@@ -103,7 +106,7 @@ class Unwinder:
         guessed: set[int] = set()
         while self.flat and len(found) < limit:
             stack = self.known["rsp"]
-            if not self._by_frames(len(found) == 1):
+            if not self._by_frames():
                 sure = self._by_search()
                 if sure is None:
                     break
@@ -111,7 +114,7 @@ class Unwinder:
                     guessed.add(len(found))
             if self.known["rsp"] <= stack:
                 break  # it would go on for ever
-            found.append(self.symbols.where(self.pc, passed=True))
+            found.append(self.symbols.where(self.pc, passed=self.called))
         return Backtrace(found, guessed)
 
     def _word(self, address: int) -> int | None:
@@ -140,12 +143,13 @@ class Unwinder:
 
     def _enter(self, pc: int, stack: int) -> None:
         self.pc = self.known["rip"] = pc
+        self.called = self._is_return(pc)
         self.known["rsp"] = stack
 
-    def _by_frames(self, innermost: bool) -> bool:
+    def _by_frames(self) -> bool:
         """By call frame information."""
         # A call may be the last instruction of its function.
-        row = self.frames.row(self.pc if innermost else self.pc - 1)
+        row = self.frames.row(self.pc - 1 if self.called else self.pc)
         if row is None:
             return False
         base, saved = row
@@ -162,9 +166,15 @@ class Unwinder:
             else:
                 values[name] = value
         back = values.get("rip")
-        if len(self.names) - 1 not in saved or not self._is_return(back):
+        if not back or len(self.names) - 1 not in saved:
             return False
-        assert back is not None
+        # It need not be behind a call: Machine.call() returns to where the
+        # guest stood.
+        if (
+            not self._is_return(back)
+            and self.symbols.where(back).symbol is None
+        ):
+            return False
         self.known = values
         self._enter(back, cfa)
         return True

@@ -624,10 +624,14 @@ class Machine:
 
     # -- looking -------------------------------------------------------------
 
-    def backtrace(self, cpu: int = 0, limit: int = 32) -> Backtrace:
+    def backtrace(
+        self, cpu: int = 0, limit: int = 32, *, at: Stop | None = None
+    ) -> Backtrace:
         """The calls that a vCPU is in, as a sequence of `Where`.
 
-        The innermost is first; at most `limit` of them. It is exact where the
+        The innermost is first; at most `limit` of them. `at`: those that it
+        was in at a Stop, if memory is still as it was then: a call() has put
+        the registers back. It is exact where the
         image has DWARF and pyelftools is installed (`pip install
         pyvmm-kvm[debug]`); else by frame pointers, or a search of the stack,
         whose finds have a question mark. RuntimeError while the machine runs,
@@ -639,6 +643,8 @@ class Machine:
             raise ValueError(f"cpu {cpu} is outside 0..{self._count - 1}")
         from .backtrace import backtrace
 
+        if at is not None:
+            return backtrace(self.cpus[at.cpu], limit, at.registers)
         return backtrace(self.cpus[cpu], limit)
 
     @property

@@ -7,6 +7,8 @@ makes fixtures, here is what goes with them. `-p no:pyvmm` leaves it out.
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 TYPE_CHECKING = False
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
     from ._vmm import KVM
     from .testing.machines import Booted
 
-BOOTED: pytest.StashKey[dict[object, Booted]] = pytest.StashKey()
+# Of the configuration: the machines of each boot function, by its param.
+BOOTED: pytest.StashKey[dict[object, list[tuple[object, Booted]]]] = (
+    pytest.StashKey()
+)
+# Of an item, or of what a wider fixture belongs to: the machines by name.
+USED: pytest.StashKey[dict[str, Booted]] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -31,29 +38,76 @@ def kvm() -> KVM:
         pytest.skip(str(exc))
 
 
+def in_use() -> bool:
+    """Whether this process has made a machine."""
+    return "pyvmm.machine" in sys.modules
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Each example of Hypothesis has its machines fresh."""
+    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
+    if handle is None or USED not in item.stash:
+        return (yield)
+    from .testing.examples import restored
+
+    with restored(item, handle):
+        return (yield)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, Any, Any]:
     """A test that failed shows what its guests were doing."""
-    report = yield
-    if (
-        report.when == "call"
-        and report.failed
-        and item.config.stash.get(BOOTED, None)
-    ):
-        from .testing.machines import sections
+    if call.excinfo is None or not in_use():
+        return (yield)
+    from .testing.failure import add_sections, shorten
 
-        add = getattr(report.longrepr, "addsection", None)
-        for name, text in sections(item):
-            if add is not None:
-                add(name, text)
-            else:
-                report.sections.append((name, text))
+    shorten(call)
+    report = yield
+    if report.failed:
+        add_sections(item, call, report)
     return report
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(
+    item: pytest.Item, settings: Any
+) -> Generator[None, Any, Any]:
+    """By its thread method pytest-timeout ends the process: be earlier."""
+    if settings.method == "thread" and "pyvmm.testing.machines" in sys.modules:
+        from .testing import limit
+
+        limit.start(item, settings.timeout)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_cancel_timer(
+    item: pytest.Item,
+) -> Generator[None, Any, Any]:
+    """The test has ended in time."""
+    if "pyvmm.testing.limit" in sys.modules:
+        from .testing import limit
+
+        limit.cancel(item)
+    return (yield)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The machines go."""
-    for booted in config.stash.get(BOOTED, {}).values():
-        booted.close()
+    for all_booted in config.stash.get(BOOTED, {}).values():
+        for _, booted in all_booted:
+            booted.close()
+
+
+def register_profile() -> None:
+    """Called by Hypothesis when it is imported: its settings for guests."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "pyvmm",
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )

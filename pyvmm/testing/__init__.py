@@ -26,14 +26,25 @@ from .machines import machine
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Any
 
     from ..machine import Machine
+    from .stateful import GuestStateMachine
 
 D = TypeVar("D", bound=Device)
 
-__all__ = ["Bus", "bus", "machine"]
+__all__ = ["Bus", "GuestStateMachine", "bus", "machine"]
 
 SIZE_MAX = 8  # bytes of an access
+
+
+def __getattr__(name: str) -> Any:
+    """What wants Hypothesis is imported when it is used."""
+    if name != "GuestStateMachine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .stateful import GuestStateMachine
+
+    return GuestStateMachine
 
 
 def bus(device: D, *, memory: int | str = 0) -> Bus[D]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bare import Bare
+from project import Project, compile_guest
 
 from pyvmm import _vmm
 
@@ -30,3 +31,15 @@ def bare(kvm: _vmm.KVM) -> Iterator[Callable[..., Bare]]:
     yield make
     for machine in made:
         machine.close()
+
+
+@pytest.fixture(scope="session")
+def project_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest of `project`, compiled once."""
+    return compile_guest(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def project(kvm: _vmm.KVM, tmp_path: Path, project_image: Path) -> Project:
+    """A project of its own that tests a guest."""
+    return Project(tmp_path, project_image)

@@ -104,6 +104,18 @@ def test_a_stack_that_is_hostile() -> None:
             assert len(m.backtrace()) >= 1
 
 
+def test_where_a_call_has_ended() -> None:
+    """Registers are put back by then; the memory is not."""
+    with pyvmm.Machine() as m:
+        m.load(c=NESTED)
+        m.run(until="main", timeout=20)
+        with pytest.raises(pyvmm.GuestError) as caught:
+            m.call("middle", 1, timeout=20)
+        then = m.backtrace(at=caught.value.stop)
+        assert [where.symbol for where in then][:4] == [*CALLS[:3], "main"]
+        assert m.backtrace()[0].symbol == "main"
+
+
 def test_arguments_that_are_none() -> None:
     with pyvmm.Machine() as m:
         m.load(asm="out 0xf4, al")

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pytest plugin: fixtures that boot once, and what reports show."""
 
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+from project import Project, run_pytest
 
 import pyvmm
 from pyvmm import testing
@@ -118,49 +117,97 @@ def test_two_side_by_side(echo: pyvmm.Machine, calls: pyvmm.Machine) -> None:
 
 # -- reports and configuration -------------------------------------------------
 
-CONFTEST = f"""
-from pyvmm import testing
 
-@testing.machine
-def echo(m):
-    m.load({ECHO!r})
-    m.console.expect("> ", timeout=20)
-"""
-TESTS = """
-def test_bad(echo):
-    echo.console.send("hello\\n")
-    echo.console.expect("hello", timeout=20)
-    assert echo.closed
-"""
+def test_a_failure_shows_the_guest(project: Project) -> None:
+    """All of it, in the terminal, from a worker of xdist, and in junit XML."""
+    project.write(
+        """
+        import pytest
 
+        def test_panic(guest):
+            guest.call("die", timeout=20)
 
-def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    (folder / "conftest.py").write_text(CONFTEST)
-    (folder / "test_it.py").write_text(TESTS)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
-        cwd=folder,
-        env={**os.environ, "PYTEST_ADDOPTS": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        def test_assert(guest):
+            assert guest.call("add", 1, 2, timeout=20) == 4
+        """
     )
+    for args in ((), ("-n", "2")):
+        done = project.run("--junitxml=report.xml", *args)
+        done.counts(failed=2)
+        for text in (done.text, project.read("report.xml")):
+            assert "console of guest" in text and "panic: dead" in text
+            assert "registers of guest" in text and "efer 0" in text
+            assert "backtrace of guest" in text
+            # By symbol and, since pyelftools is here, with source lines.
+            assert re.search(r"#\d .* die\+0x\w+ guest\.c:\d+", text)
+            assert "last exits of guest" in text
+            assert re.search(r"write of 4 bytes 0xff to port 0xf4", text)
+            assert "end of the last run of guest" in text
+            assert "exit with status 255" in text
+            assert "machine guest" in text and "16384 KiB" in text
+        assert "running.py" not in done.text  # nothing of pyvmm's inside
 
 
-def test_a_failure_shows_the_guest(tmp_path: Path) -> None:
-    done = run(tmp_path, "--junitxml=report.xml")
-    assert done.returncode == 1, done.stdout + done.stderr
-    for text in (done.stdout, (tmp_path / "report.xml").read_text()):
-        assert "console of echo" in text and "hello" in text
-        assert "registers of echo" in text and "rip" in text
+@pytest.mark.parametrize(
+    ("call", "error", "end"),
+    [
+        ("guest.call('spin', timeout=0.05)", "GuestTimeout", "timeout: still"),
+        ("guest.call('fault', timeout=20)", "GuestError", "triple fault"),
+        (
+            "guest.call('unknown', timeout=20)",
+            "GuestError",
+            "emulation failure",
+        ),
+        ("guest.call('nowhere', timeout=20)", "GuestError", "unclaimed access"),
+        (
+            "guest.run(timeout=20)\n    guest.devices[0]",
+            "IndexError",
+            "exit with",
+        ),
+    ],
+)
+def test_what_ended_the_run(
+    project: Project, call: str, error: str, end: str
+) -> None:
+    project.write(f"def test_it(guest):\n    {call}\n")
+    done = project.run()
+    done.counts(failed=1)
+    assert error in done.text
+    part = done.section("end of the last run of guest")
+    assert part.startswith(end)
+    if "spin" in call:
+        assert re.search(r"at spin(\+\w+)? (guest\.c|io\.h):\d+", part)
+        assert "#0 " in done.section("backtrace of guest")
 
 
-def test_it_can_be_left_out(tmp_path: Path) -> None:
-    done = run(tmp_path, "-p", "no:pyvmm")
-    assert done.returncode == 1
-    assert "registers of echo" not in done.stdout
-    assert "assert echo.closed" in done.stdout
+def test_machines_of_the_test_itself_are_shown(project: Project) -> None:
+    project.write(
+        """
+        import pyvmm
+
+        def test_it(guest):
+            (twin,) = guest.clone()
+            twin.call("die", timeout=20)
+
+        def test_other():
+            with pyvmm.Machine() as mine:
+                mine.load(asm="mov al, 65; out 0xe9, al; out 0x99, al")
+                mine.run(timeout=20)
+        """
+    )
+    done = project.run()
+    done.counts(failed=2)
+    assert "panic: dead" in done.section("console of twin")
+    assert done.section("console of mine") == "A"
+    assert "write of 1 byte 0x41 to port 0x99" in done.text
+
+
+def test_it_can_be_left_out(project: Project) -> None:
+    project.write("def test_bad(guest):\n    assert guest.closed\n")
+    done = project.run("-p", "no:pyvmm")
+    done.counts(failed=1)
+    assert "registers of guest" not in done.text
+    assert "assert guest.closed" in done.text or "where" in done.text
 
 
 UNUSED = """
@@ -169,17 +216,328 @@ import sys
 def test_nothing():
     loaded = [name for name in sys.modules if name.startswith("pyvmm")]
     assert sorted(loaded) == ["pyvmm", "pyvmm.plugin"], loaded
+    assert "hypothesis" not in sys.modules
+
+def test_bad():
+    assert opened == []
+"""
+OPENED = """
+import sys
+
+opened = []
+
+def watch(event, args):
+    if event == "open" and str(args[0]) == "/dev/kvm":
+        opened.append(args[0])
+
+sys.addaudithook(watch)
+
+def pytest_sessionfinish():
+    assert opened == []
+    assert not any("/dev/kvm" in path for path in paths())
+
+def paths():
+    import os
+
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            pass
 """
 
 
 def test_it_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / "test_unused.py").write_text(UNUSED)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    """Nor does a test that fails: nothing of pyvmm is imported for it."""
+    (tmp_path / "conftest.py").write_text(OPENED)
+    (tmp_path / "test_unused.py").write_text(UNUSED + TRAILER)
+    done = run_pytest(tmp_path)
+    done.counts(passed=2, failed=1)
+
+
+TRAILER = """
+def test_still_nothing():
+    test_nothing()
+"""
+
+
+# -- the fixture ---------------------------------------------------------------
+
+
+def test_a_boot_that_fails_is_not_tried_again(project: Project) -> None:
+    """One test shows how it failed; the others say so in a line."""
+    project.write(
+        """
+        import pytest
+        from pyvmm import testing
+
+        @testing.machine
+        def broken(m):
+            with open("boots", "a") as file:
+                file.write("boot ")
+            m.load(asm="mov al, 66; out 0xe9, al; again: jmp again")
+            m.console.expect("never", timeout=0.05)
+
+        @pytest.mark.parametrize("n", range(5))
+        def test_it(broken, n):
+            assert False, "never here"
+        """
     )
-    assert done.returncode == 0, done.stdout
+    for args, boots in (((), 1), (("-n", "2"), 2)):
+        (project.folder / "boots").write_text("")
+        done = project.run(*args)
+        done.counts(errors=5)
+        assert project.read("boots").split() == ["boot"] * boots
+        assert done.text.count("_ ERROR at setup of") == 5
+        assert done.text.count("- registers of broken -") == boots
+        assert done.section("console of broken") == "B"
+        said = "broken did not boot, as test_it.py::test_it["
+        assert done.text.count(f"\n{said}") == 5 - boots
+        assert "has shown: GuestTimeout: 'never' did not come" in done.text
+
+
+def test_a_boot_that_skips(project: Project) -> None:
+    project.write(
+        """
+        import pytest
+        from pyvmm import testing
+
+        @testing.machine
+        def absent(m):
+            pytest.skip("no image today")
+
+        def test_one(absent): pass
+        def test_two(absent): pass
+        """
+    )
+    done = project.run("-rs")
+    done.counts(skipped=2)
+    assert "no image today" in done.text
+
+
+def test_a_host_without_kvm_is_a_skip_with_its_reason(project: Project) -> None:
+    project.write(
+        """
+        import pytest
+        import pyvmm.host
+
+        pyvmm.host._kvm = None
+        pyvmm.host._vmm.KVM = lambda: (_ for _ in ()).throw(
+            OSError(2, "No such file", "/dev/kvm"))
+
+        def test_guest(guest): pass
+        def test_kvm(kvm): pass
+        def test_neither(): pass
+        """
+    )
+    done = project.run("-rs")
+    done.counts(skipped=2, passed=1)
+    assert "/dev/kvm" in done.text
+
+
+def test_what_tests_leave_behind(project: Project) -> None:
+    """Running guests, breakpoints, devices, a closed machine."""
+    project.write(
+        """
+        import pytest, pyvmm
+
+        def test_running(guest):
+            guest.cpu.rip = guest.symbols["spin"]
+            guest.start()
+
+        def test_stands_still(guest):
+            assert not guest.running
+            assert guest.call("add", 1, 2, timeout=20) == 3
+
+        def test_breakpoint(guest):
+            guest.breakpoint("add")
+            guest.trace = print
+
+        def test_none(guest):
+            assert guest.breakpoints == [] and guest.trace is None
+            assert guest.call("add", 1, 2, timeout=20) == 3
+
+        def test_devices(guest):
+            guest.attach(pyvmm.Rng())
+
+        def test_no_devices(guest):
+            assert guest.devices == []
+            guest.close()
+
+        def test_open(guest):
+            assert not guest.closed
+
+        def test_of_a_thread(guest):
+            guest._runner.fail(RuntimeError("of a device's thread"))
+
+        def test_is_over(guest):
+            assert guest.call("add", 1, 2, timeout=20) == 3
+        """
+    )
+    project.run().counts(passed=9)
+
+
+def test_what_nobody_has_waited_for_is_told(project: Project) -> None:
+    project.write(
+        """
+        def test_crash(guest):
+            guest.cpu.rip = guest.symbols["fault"]
+            guest.start()
+            while guest.running:
+                pass
+
+        def test_after(guest):
+            assert guest.call("add", 1, 2, timeout=20) == 3
+        """
+    )
+    done = project.run()
+    done.counts(passed=2, errors=1)
+    assert "ERROR at teardown of test_crash" in done.text
+    assert "GuestError: triple fault" in done.text
+
+
+def test_scopes(project: Project) -> None:
+    """Fixtures of a class or module may be built on machines of that scope."""
+    project.write(
+        """
+        import pytest
+        from pyvmm import testing
+        from conftest import boot
+
+        @testing.machine(scope="module")
+        def shared(m):
+            boot(m)
+
+        @pytest.fixture(scope="module")
+        def prepared(shared):
+            assert shared.call("count", timeout=20) == 1
+            return shared.snapshot()
+
+        @pytest.fixture
+        def fresh(shared, prepared):
+            shared.restore(prepared)
+            return shared
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_fresh(fresh, n):
+            assert fresh.call("count", timeout=20) == 2
+
+        def test_shared(shared):
+            assert shared.call("count", timeout=20) == 3
+
+        @testing.machine(scope="class")
+        def classy(m):
+            boot(m)
+
+        class TestClass:
+            def test_one(self, classy):
+                assert classy.call("count", timeout=20) == 1
+
+            def test_two(self, classy):
+                assert classy.call("count", timeout=20) == 2
+                assert False, "look"
+
+        class TestOther:
+            def test_one(self, classy):
+                assert classy.call("count", timeout=20) == 1
+
+        @pytest.fixture(scope="module")
+        def too_wide(guest): pass
+
+        def test_mismatch(too_wide): pass
+        """
+    )
+    done = project.run()
+    done.counts(passed=6, failed=1, errors=1)
+    assert "registers of classy" in done.text
+    assert "ScopeMismatch" in done.text and "fixture guest" in done.text
+
+
+def test_params(project: Project) -> None:
+    project.write(
+        """
+        import pytest
+        from pyvmm import testing
+        from conftest import boot
+
+        booted = []
+
+        @testing.machine(params=[{"memory": "8M"}, {"memory": "32M"}])
+        def sized(m):
+            booted.append(m.memory.size)
+            boot(m)
+
+        @testing.machine(params=[1, 2], ids=["one", "two"])
+        def numbered(m, request):
+            booted.append(request.param)
+            boot(m)
+            m.mem.write_u32("counter", request.param)
+
+        def test_sizes(sized, numbered):
+            size = sized.memory.size
+            assert size in (8 << 20, 32 << 20)
+            assert numbered.call("count", timeout=20) in (2, 3)
+
+        @pytest.mark.parametrize("numbered", [2], indirect=True)
+        def test_indirect(numbered):
+            assert numbered.call("count", timeout=20) == 3
+
+        def test_each_is_booted_once():
+            assert sorted(booted) == [1, 2, 8 << 20, 32 << 20]
+        """
+    )
+    done = project.run("-v")
+    done.counts(passed=6)
+    assert "test_sizes[memory=8M-one]" in done.text
+    assert "test_sizes[memory=32M-two]" in done.text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def boot(m):\n    yield", "boot() is no plain function"),
+        ("async def boot(m):\n    pass", "boot() is no plain function"),
+        ("def boot():\n    pass", "boot() has no parameter for its machine"),
+        (
+            "def boot(m, tmp_path):\n    pass",
+            "boot boots once per process and takes 'tmp_path', which is made "
+            "for each function",
+        ),
+        ("def boot(m, nobody):\n    pass", "fixture 'nobody' not found"),
+    ],
+)
+def test_boots_that_are_none(project: Project, source: str, said: str) -> None:
+    project.write(
+        f"from pyvmm import testing\n@testing.machine\n{source}\n"
+        "def test_it(boot): pass\n"
+    )
+    done = project.run()
+    assert done.code != 0 and said in done.text
+
+
+def test_ctrl_c_in_a_run(project: Project) -> None:
+    project.write(
+        """
+        import os, signal, pytest, pyvmm
+
+        class Key(pyvmm.Device):
+            size = 1
+            port = 0x500
+
+            def write(self, offset, size, value):
+                os.kill(os.getpid(), signal.SIGINT)
+
+            def read(self, offset, size):
+                return 0
+
+        def test_it(guest):
+            guest.attach(Key())
+            guest.call("ring")
+
+        def test_never(guest): pass
+        """
+    )
+    done = project.run()
+    assert done.code == 2, done.text
+    assert "KeyboardInterrupt" in done.text
+    assert "no tests ran" in done.text
