@@ -38,6 +38,7 @@ BATCH = 1024  # inputs that are taken from the iterable at once
 # enum vmm_turn_flags of csrc/vmm/replay.h.
 NEW, TOUCHED, OWNER, TIMEOUT, IDLE, AT_STOP = 1, 2, 4, 8, 16, 32
 
+FRAMES = 5  # innermost functions that say whether two crashes are the same
 MAP_SYMBOL = "pyvmm_coverage"
 MAP_SIZE = 65536
 
@@ -405,7 +406,10 @@ class Replay:
         """See Case.name()."""
         case.restore()
         words = [case.reason.replace(" ", "-")]
-        frames = [str(frame) for frame in self.machine.backtrace()]
+        frames = [
+            frame.symbol or f"{frame.address:#x}"
+            for frame in self.machine.backtrace(limit=FRAMES)
+        ]
         words.append(sha256("\n".join(frames).encode()).hexdigest()[:16])
         return "-".join(words)
 

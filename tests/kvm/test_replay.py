@@ -446,3 +446,17 @@ def test_repr(target) -> None:
         assert "2 turns, 2 edges" in repr(replay)
     assert repr(bad).startswith("<Case 0: unclaimed access at 0x")
     assert repr(good).endswith("2 bytes, 1 new>")
+
+
+def test_saved_once_for_each_place(target, tmp_path) -> None:
+    """The input, and a name that the same functions give again."""
+    inputs = [b"UU", b"UUU", b"LL", b"UUUU"]
+    cases = list(target.replay(inputs, report="crashed"))
+    paths = [case.save(tmp_path) for case in cases]
+    assert paths[0] == paths[1] == paths[3] != paths[2]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len([name for name in names if "." not in name]) == 2
+    assert not [name for name in names if name.endswith(".tmp")]
+    with open(paths[0], "rb") as file:
+        assert file.read() == b"UU"
+    assert next(target.replay([b"aa"])).reason == "until"
