@@ -66,7 +66,7 @@ class Target:
             "length": self.length,
             "max_size": 64,
             "until": "return",
-            "timeout": 0.05,
+            "timeout": 1.0,
             "coverage": "edges",
             "report": "all",
         }
