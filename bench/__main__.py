@@ -20,6 +20,7 @@ from . import (
     net,
     ninep,
     reload,
+    restore,
     rng,
     start,
     virtio,
@@ -41,6 +42,8 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "ninep": ninep.reads,
     "blk": blk.requests,
     "reload": reload.reload,
+    "restore": restore.loops,
+    "clone": restore.clones,
     "idle": many.idle,
     "scale": many.scale,
 }

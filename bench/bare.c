@@ -52,9 +52,9 @@ struct bare {
 };
 
 EXPORT struct host *bare_host(void);
-EXPORT struct bare *bare_new(struct host *host, uint64_t gpa, uint64_t len,
-                             const void *image, uint64_t image_len,
-                             const struct kvm_sregs *sregs,
+EXPORT struct bare *bare_new(struct host *host, int fd, uint64_t gpa,
+                             uint64_t len, const void *image,
+                             uint64_t image_len, const struct kvm_sregs *sregs,
                              const struct kvm_regs *regs);
 EXPORT int bare_run(struct bare *bare, uint64_t exits);
 EXPORT int bare_keep(struct bare *bare, uint64_t stop);
@@ -106,19 +106,21 @@ create_irqchip(int vm_fd)
 }
 
 static int
-create_vm(struct bare *bare, const struct host *host, uint64_t gpa,
+create_vm(struct bare *bare, const struct host *host, int fd, uint64_t gpa,
           const void *image, uint64_t image_len)
 {
+    int anonymous = fd < 0 ? MAP_ANONYMOUS : 0;
     struct kvm_userspace_memory_region slot = {
         .guest_phys_addr = gpa,
         .memory_size = bare->ram_len,
     };
 
     bare->ram = mmap(NULL, bare->ram_len, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                     MAP_PRIVATE | anonymous | MAP_NORESERVE, fd, 0);
     if (bare->ram == MAP_FAILED)
         return -1;
-    memcpy(bare->ram, image, image_len);
+    if (image_len)
+        memcpy(bare->ram, image, image_len);
     bare->vm_fd = ioctl(host->fd, KVM_CREATE_VM, NULL);
     if (bare->vm_fd < 0)
         return -1;
@@ -171,11 +173,12 @@ create_cpu(struct bare *bare, const struct host *host,
 
 /*
  * A VM of `len` bytes of RAM at `gpa` that begins with the image, an irqchip
- * and one vCPU in the given state.
+ * and one vCPU in the given state. The RAM is a private mapping of `fd`, unless
+ * that is -1.
  */
 struct bare *
-bare_new(struct host *host, uint64_t gpa, uint64_t len, const void *image,
-         uint64_t image_len, const struct kvm_sregs *sregs,
+bare_new(struct host *host, int fd, uint64_t gpa, uint64_t len,
+         const void *image, uint64_t image_len, const struct kvm_sregs *sregs,
          const struct kvm_regs *regs)
 {
     struct bare *bare = calloc(1, sizeof *bare);
@@ -186,7 +189,7 @@ bare_new(struct host *host, uint64_t gpa, uint64_t len, const void *image,
     bare->ram_len = len;
     bare->gpa = gpa;
     bare->ram = MAP_FAILED;
-    if (create_vm(bare, host, gpa, image, image_len) ||
+    if (create_vm(bare, host, fd, gpa, image, image_len) ||
         create_cpu(bare, host, sregs, regs)) {
         int err = errno;
 

@@ -19,7 +19,7 @@ class _Library:
         lib.bare_host.restype = c_void_p
         lib.bare_new.restype = c_void_p
         lib.bare_new.argtypes = [
-            c_void_p, c_uint64, c_uint64, c_char_p, c_uint64,
+            c_void_p, c_int, c_uint64, c_uint64, c_char_p, c_uint64,
             c_char_p, c_char_p,
         ]  # fmt: skip
         lib.bare_run.restype = c_int
@@ -56,15 +56,24 @@ def refuse(what: str) -> None:
 
 
 class Bare:
-    """A VM made by raw ioctls; `regs` and `sregs` as VCPU.get() gives them."""
+    """A VM made by raw ioctls; `regs` and `sregs` as VCPU.get() gives them.
+
+    `fd`: a file that RAM is a private mapping of; -1: none.
+    """
 
     def __init__(
-        self, gpa: int, size: int, image: bytes, sregs: bytes, regs: bytes
+        self,
+        gpa: int,
+        size: int,
+        image: bytes,
+        sregs: bytes,
+        regs: bytes,
+        fd: int = -1,
     ) -> None:
         lib = library()
         self._lib = lib
         self._bare = lib.new(
-            lib.host, gpa, size, image, len(image), sregs, regs
+            lib.host, fd, gpa, size, image, len(image), sregs, regs
         )
         if not self._bare:
             refuse("bare_new")

@@ -211,6 +211,12 @@ class Console:
     def _load(self, saved: tuple[_bytes, int, _bytes, int]) -> None:
         output, end, waiting, expect_at = saved
         native = self.native
+        if (
+            native.end == end
+            and native.input == waiting
+            and self._expect_at == expect_at
+        ):
+            return
         with self._lock:
             if native.end < end:  # a clone's, or one of before
                 native.print(output[len(output) - (end - native.end) :])

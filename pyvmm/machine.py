@@ -513,9 +513,10 @@ class Machine:
         RuntimeError while it runs, ValueError when the snapshot is of another
         machine or other devices are attached now.
         """
-        from .snapshot import restore
-
-        restore(self, snap)
+        go_back = getattr(type(snap), "_restore", None)
+        if go_back is None:
+            raise TypeError(f"{snap!r} is no Snapshot")
+        go_back(snap, self)
 
     def clone(self, n: int = 1) -> list[Machine]:
         """`n` more machines of the same state, for any thread to run.

@@ -378,13 +378,13 @@ class Replay:
 
     def _go_back(self) -> None:
         """All is as in the snapshot, devices too."""
-        snapshots.restore(self.machine, self.snap)
+        self.machine.restore(self.snap)
         self._native.left()
         self._elsewhere = False
 
     def redo(self, data: bytes) -> Stop:
         """One turn by itself, to its Stop."""
-        snapshots.restore(self.machine, self.snap)
+        self.machine.restore(self.snap)
         self._elsewhere = True
         self._place(data)
         return self.machine.run(self.until, self.timeout, check=False)
