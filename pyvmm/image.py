@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
-from os.path import basename
+from os.path import abspath, basename
 
 from . import _vmm, x86
 from .symbols import Symbols
@@ -67,13 +68,14 @@ class ElfImage(Image):
         memory: _vmm.Memory,
         mode: str | None,
         entry: Address | None,
+        path: str | None = None,
     ) -> None:
         try:
             elf = _vmm.ELF(data)
             elf.check(memory)
         except ValueError as exc:
             raise ValueError(f"{name}: {exc}") from None
-        symbols = Symbols(elf, data)
+        symbols = Symbols(elf, data, path)
         self._elf = elf
         super().__init__(
             name,
@@ -169,7 +171,8 @@ def make_image(
     if isinstance(source, str | PathLike):
         with open(source, "rb") as file:
             data = file.read()
-        return ElfImage(basename(source), data, memory, mode, entry)
+        path = abspath(os.fsdecode(source))
+        return ElfImage(basename(path), data, memory, mode, entry, path)
     if isinstance(source, bytes | bytearray | memoryview):
         return ElfImage("image", bytes(source), memory, mode, entry)
     raise TypeError(

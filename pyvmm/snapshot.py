@@ -2,7 +2,7 @@
 """Snapshots of a machine, the way back to them, and clones.
 
 The core keeps vCPUs, interrupt controllers and memory (csrc/vmm/snap.h); here
-come the devices, their timers and the console.
+come the devices, their timers and the console. Files are snapfile.py's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,58 @@ from .run import PASSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
     from typing import Any
 
     from .machine import Machine
     from .run import Asked, End
+    from .snapfile import Loaded
     from .state import DeviceState
+    from .symbols import Symbols
     from .timers import Timer
+
+
+class Shape:
+    """What the machine of a snapshot was like, beside its state.
+
+    `ids`: of its devices, their number by id(); they may be in their states.
+    """
+
+    __slots__ = ("console", "devices", "ids", "machine", "options", "symbols")
+
+    def __init__(self, machine: Machine) -> None:
+        console = machine._console
+        slots = machine._wiring.slots
+        self.options = {**machine._options, "cmdline": machine.cmdline}
+        self.console = console is not None
+        self.devices = [place_of(slot) for slot in slots]
+        self.ids = {id(slot.device): at for at, slot in enumerate(slots)}
+        self.machine = id(machine)
+        self.symbols: Symbols = machine._symbols
+
+
+def place_of(slot: Any) -> dict[str, Any]:
+    """Which device it is and where, as plain values."""
+    return {
+        "name": slot.name,
+        "class": type(slot.device).__qualname__,
+        "base": slot.base,
+        "size": slot.size,
+        "port": slot.is_port,
+        "lines": list(slot.lines),
+        "ranges": {at.name: at.base for at in slot.ranges},
+        "rng": rng_of(slot.device),
+    }
+
+
+def rng_of(device: object) -> dict[str, Any] | None:
+    """What makes another Rng like this one, if nothing else need be told."""
+    from .rng import Rng
+
+    if type(device) is not Rng or device.source or device.rate:
+        return None
+    return {"notify": device.notify, "queue_size": device.queue_size}
 
 
 class Snapshot:
@@ -32,12 +78,20 @@ class Snapshot:
 
     `pages`: how many pages it holds of its own.
 
+    save() writes it to a file, which load() gives back, in any process on such
+    a host:
+
+        snap.save("booted.snap")
+
+        snap = pyvmm.Snapshot.load("booted.snap")
+        m = snap.machine()                  # or m.restore(snap)
+
     Threads: any; it never changes.
     """
 
     __slots__ = (
-        "_asked", "_console", "_devices", "_ends", "_native", "_ran",
-        "_stopped", "_timers", "parent",
+        "__weakref__", "_asked", "_console", "_devices", "_ends", "_loaded",
+        "_native", "_ran", "_shape", "_stopped", "_timers", "parent",
     )  # fmt: skip
 
     def __init__(self, native: _vmm.Snapshot, parent: Snapshot | None) -> None:
@@ -50,6 +104,72 @@ class Snapshot:
         self._asked: Asked | None = None
         self._ran = False
         self._stopped: dict[int, int] = {}  # vCPU: the breakpoint it is at
+        self._shape: Shape | None = None
+        self._loaded: Loaded | None = None  # what a file said
+
+    # -- files ---------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, whole: an ELF core file with notes of its own.
+
+        gdb and other readers of core files take it as it is. Pages of zeros
+        are holes. It is written beside `path`, synced and then renamed: until
+        that what was there stays, whatever happens. Works for snapshots of
+        machines that have been closed, and of files.
+
+        Raises Error naming the device whose state a file cannot keep, OSError
+        when the file cannot be written.
+        """
+        from .snapfile import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, copy: bool = False) -> Snapshot:
+        """The snapshot that save() wrote there.
+
+        The file's memory is mapped, and a page read when it is first wanted.
+        So the file may be replaced or removed, but must not be written to, and
+        not be shortened, which would end the process; with `copy` it is read
+        into memory at once, and nothing depends on it any more.
+
+        Nothing in a file is run, and none of it is believed: raises Error, in
+        one sentence, for a file that is none, truncated or damaged (verify()
+        tells whether the pages are), of another version, or of a processor
+        with features that this host's has not, which are named. OSError when
+        it cannot be read.
+        """
+        from .snapfile import load
+
+        return load(path, copy)
+
+    def verify(self) -> None:
+        """Read all pages that load() has left; Error when they have changed.
+
+        Nothing happens for a snapshot that is not of a file.
+        """
+        if self._loaded is not None:
+            self._loaded.verify()
+
+    def machine(
+        self,
+        setup: Callable[[Machine], object] | None = None,
+        **options: Any,
+    ) -> Machine:
+        """A new machine at this snapshot, which load() has given.
+
+        It has the memory, the vCPUs and the options that the file tells of;
+        `options` are those of Machine, `console=` and `strict=` for example.
+        `setup(machine)` attaches the devices, each as the file names it and in
+        its place. Without any devices but Rngs there is nothing to set up.
+
+        Raises ValueError when the devices or the options are others than in
+        the file, RuntimeError for a snapshot that is of no file: clone() makes
+        another machine of one that is here.
+        """
+        from .snapfile import make_machine
+
+        return make_machine(self, setup, options)
 
     @property
     def pages(self) -> int:
@@ -61,17 +181,21 @@ class Snapshot:
         """Put a machine into the state of this node of its tree."""
         machine._check_open()
         check_still(machine)
+        devices, timers = self._devices, self._timers
+        if devices or machine._wiring.slots:
+            check_devices(machine, self)
+        if self._loaded is not None:
+            devices, timers = self._loaded.enter(machine, self)
         vm = machine._realise()
         wiring = machine._wiring
-        if not wiring.slots and not self._devices:  # as fast as it can be
+        if not wiring.slots:  # as fast as it can be
             vm.restore(self._native)
-            load(machine, self, {}, self._timers, self._ends)
+            load(machine, self, {}, devices, timers, self._ends)
             return
-        check_devices(machine, self)
         with wiring.still():
             vm.restore(self._native)
             seen = states.memo(own(machine))
-            load(machine, self, seen, self._timers, self._ends)
+            load(machine, self, seen, devices, timers, self._ends)
 
     def __repr__(self) -> str:
         kind = "of the whole memory" if self.parent is None else "changed"
@@ -122,6 +246,7 @@ def take(machine: Machine) -> Snapshot:
         snap._ran = machine._ran
         if machine._debugger is not None:
             snap._stopped = dict(machine._debugger.stopped_at)
+        snap._shape = Shape(machine)
     machine._at = snap
     return snap
 
@@ -130,6 +255,7 @@ def load(
     machine: Machine,
     snap: Snapshot,
     seen: dict[int, object],
+    devices: list[DeviceState],
     timers: list[tuple[Timer, int]],
     ends: list[End],
 ) -> None:
@@ -139,7 +265,7 @@ def load(
     """
     wiring = machine._wiring
     if wiring.slots:
-        for slot, state in zip(wiring.slots, snap._devices, strict=True):
+        for slot, state in zip(wiring.slots, devices, strict=True):
             states.load(slot, state, seen)
         wiring.poll_again()
     wiring.load_timers(timers)
@@ -211,7 +337,7 @@ def make_clone(machine: Machine, snap: Snapshot) -> Machine:
         new._image = machine._image
         new._booted = True
         load(
-            new, snap, seen,
+            new, snap, seen, snap._devices,
             [(twin(timer, seen), left) for timer, left in snap._timers],
             [end for end in snap._ends if end[1].reason not in PASSING],
         )  # fmt: skip

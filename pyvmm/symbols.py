@@ -123,10 +123,14 @@ class Symbols:
     """
 
     def __init__(
-        self, elf: _vmm.ELF | None = None, data: bytes | None = None
+        self,
+        elf: _vmm.ELF | None = None,
+        data: bytes | None = None,
+        path: str | None = None,
     ) -> None:
         self._elf = elf
         self._data = data
+        self._path = path  # of the file that it is of, for snapshots
         self._lines: object = None
         self._frames: Frames | None = None
 

@@ -1,14 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* snapshot.c - Snapshot: the state of a VM, taken and gone back to */
-#include "../vmm/snap.h"
-#include "py.h"
-
-#define MAX_CPUS 4096U /* more than any kernel allows */
-
-struct snapshot {
-    PyObject_HEAD
-    struct vmm_snap *snap;
-};
+#include "snapshot.h"
 
 static void
 snapshot_dealloc(PyObject *op)
@@ -20,8 +12,7 @@ snapshot_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
-/* Takes the reference, also when it fails. */
-static PyObject *
+PyObject *
 snapshot_new(struct state *state, struct vmm_snap *snap)
 {
     PyTypeObject *type = state->snapshot_type;
@@ -200,6 +191,14 @@ snapshot_page(PyObject *op, PyObject *arg)
 static PyMethodDef snapshot_methods[] = {
     {"memory", snapshot_memory, METH_NOARGS, snapshot_memory_doc},
     {"page", snapshot_page, METH_O, snapshot_page_doc},
+    {"adopt", snapshot_adopt, METH_O, snapshot_adopt_doc},
+    {"fileno", snapshot_fileno, METH_NOARGS, snapshot_fileno_doc},
+    {"next", snapshot_next, METH_O, snapshot_next_doc},
+    {"copy", (PyCFunction)(void (*)(void))snapshot_copy, METH_FASTCALL,
+     snapshot_copy_doc},
+    {"state", snapshot_state, METH_NOARGS, snapshot_state_doc},
+    {"open", (PyCFunction)(void (*)(void))snapshot_open,
+     METH_FASTCALL | METH_CLASS, snapshot_open_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -255,8 +254,8 @@ snapshot_repr(PyObject *op)
 PyDoc_STRVAR(
     snapshot_doc,
     "The state of a VM at one moment: vCPUs, interrupt controllers, memory.\n\n"
-    "VM.snapshot() makes it. It never changes, and lives as long as anybody "
-    "needs it, its\nchildren included.\n\nThreads: any.");
+    "VM.snapshot() and open() make it. It never changes, and lives as long "
+    "as anybody\nneeds it, its children included.\n\nThreads: any.");
 
 static PyType_Slot snapshot_slots[] = {
     {Py_tp_doc, (void *)(uintptr_t)snapshot_doc},

@@ -292,7 +292,7 @@ make_image(struct vmm_mem *mem, struct vmm_snap *snap, const char **call)
 static int
 map_regions(struct vmm_mem *mem, const struct vmm_snap *root)
 {
-    uint64_t offset = 0;
+    uint64_t offset = root->offset;
     int err = 0;
 
     for (unsigned i = 0; !err && i < mem->count; i++) {
@@ -582,4 +582,40 @@ vmm_snap_map(struct vmm_snap *snap, struct vmm_mem *mem)
     if (!err)
         mem->at = vmm_snap_hold((struct vmm_snap *)(uintptr_t)root);
     return err;
+}
+
+static bool
+same_regions(const struct vmm_mem *mem, const struct vmm_snap *root)
+{
+    if (mem->count != root->regions)
+        return false;
+    for (unsigned i = 0; i < mem->count; i++) {
+        const struct vmm_region *one = &mem->region[i];
+        const struct vmm_snap_region *other = &root->region[i];
+
+        if (one->gpa != other->gpa || one->len != other->len ||
+            (one->flags ^ other->flags) & (VMM_MEM_READONLY | VMM_MEM_SHARED))
+            return false;
+    }
+    return true;
+}
+
+int
+vmm_snap_adopt(struct vmm_snap *snap, struct vmm_mem *mem)
+{
+    const struct vmm_snap *root = root_of(snap);
+    int err;
+
+    mem->call = "restore";
+    if (mem->at && root_of(mem->at) == root)
+        return 0;
+    if (!same_regions(mem, root))
+        return -EXDEV;
+    err = map_regions(mem, root);
+    if (err)
+        return err;
+    /* Of the guest's dirty pages the log still tells: they are copied. */
+    forget_dirty(mem);
+    move_to(mem, (struct vmm_snap *)(uintptr_t)root);
+    return 0;
 }

@@ -42,7 +42,8 @@ struct vmm_snap {
         uint64_t gpa, len;
         uint32_t flags;
     } region[VMM_MEM_MAX_REGIONS];
-    int fd; /* -1 in a child */
+    int fd;          /* -1 in a child */
+    uint64_t offset; /* where in the file the first region begins */
     const uint8_t *image;
 
     /* A child: what differs from the parent, by number. */
@@ -95,6 +96,15 @@ int vmm_snap_chips_differ(struct vmm_vm *vm, const struct vmm_snap *snap,
  * vmm_snap_restore. -ENOMEM or what mmap said; `mem` is to be finished then.
  */
 int vmm_snap_map(struct vmm_snap *snap, struct vmm_mem *mem);
+
+/*
+ * Maps the regions of a memory over the file of the snapshot's root, where they
+ * are, also those of a VM: it is at the root then, whatever it was before, and
+ * vmm_snap_restore does the rest. Nothing happens when it is in that tree
+ * already. No vCPU runs. -EXDEV: its regions are others. What mmap said: then
+ * some are mapped and some are not.
+ */
+int vmm_snap_adopt(struct vmm_snap *snap, struct vmm_mem *mem);
 
 /* The memory is at no node any more; before vmm_mem_fini. */
 void vmm_snap_leave(struct vmm_mem *mem);
