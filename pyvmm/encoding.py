@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEEPEST = 100  # containers in each other
 LONG = 1 << 63  # more than any deque has
-MARKS = b"KMDX"  # letters of objects that only the reader has
+MARKS = b"DMX"  # letters of objects that only the reader has
 U32 = struct.Struct("<I")
 FLOAT = struct.Struct("<d")
 COMPLEX = struct.Struct("<dd")

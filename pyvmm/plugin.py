@@ -27,6 +27,14 @@ BOOTED: pytest.StashKey[dict[object, list[tuple[object, Booted]]]] = (
 USED: pytest.StashKey[dict[str, Booted]] = pytest.StashKey()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where machines of tests that fail are saved; testing/left.py does it."""
+    text = "save the machines of failing tests to snapshot files in DIR"
+    group = parser.getgroup("pyvmm")
+    group.addoption("--pyvmm-save-failed", metavar="DIR", help=text)
+    parser.addini("pyvmm_save_failed", f"{text}, relative to the ini file")
+
+
 @pytest.fixture(scope="session")
 def kvm() -> KVM:
     """This host's KVM, opened once; where there is none, why, as a skip."""

@@ -14,6 +14,7 @@ from .. import _vmm
 from ..errors import GuestError
 from ..machine import Machine
 from ..stop import Stop, past_lines
+from .left import leave
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def sections(item: pytest.Item, excinfo: Any) -> Iterator[tuple[str, str]]:
     for name, machine in machines(item, excinfo).items():
         try:
             yield from of_machine(name, machine)
+            yield from leave(item, name, machine)
         except Exception as exc:
             yield f"machine {name}", f"cannot be shown: {exc!r}"
 
