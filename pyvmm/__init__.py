@@ -23,8 +23,9 @@ Importing does nothing: each name is loaded when it is first used.
     timers.py      after() and every() of devices
     snapshot.py    Snapshot: a moment to go back to; state.py: of devices
     snapfile.py    snapshots in files; filestate.py: devices in them;
-                   corefile.py: ELF core files; encoding.py: plain values as
-                   bytes; features.py: processors compared
+                   corefile.py: ELF core files; mapped.py: what page tables
+                   map; encoding.py: plain values as bytes; features.py:
+                   processors compared
     rng.py         Rng: a native virtio-rng
     virtio/        virtio devices in Python, and a driver side to test them
     native.py      what those two have in common

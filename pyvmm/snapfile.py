@@ -69,6 +69,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "console_irq": (int, bool, type(None)),
 }
 SHAPE = ("cpus", "irqchip", "pit")  # those that are as they are
+MOST_MAPPED = 4096  # pieces of memory at virtual addresses
 INLINE_IMAGE = 1 << 20  # bytes of an image without a path that are kept
 REASONS = ("exit", "reset", "poweroff")
 
@@ -191,11 +192,7 @@ def write(
         *((OURS, NT_VCPU, encode(cpu)) for cpu in cpus),
         (OURS, NT_STATE, encode(state)),
     ]
-    segments = []
-    at = 0
-    for gpa, size, _ in parts["regions"]:
-        segments.append((at, gpa, gpa, size))
-        at += size
+    segments = make_segments(native, parts["regions"], cpus[0])
     size = CHUNK_SIZE.size - -native.pages // CHUNK * SUM.size
     empty = (OURS, NT_PAGES, bytes(size))
     start = len(corefile.make_head(segments, [*notes, empty]))
@@ -208,6 +205,34 @@ def write(
     sums = write_pages(native, fd, start)
     filled = (OURS, NT_PAGES, CHUNK_SIZE.pack(CHUNK) + sums)
     write_all(fd, corefile.make_head(segments, [*notes, filled]), 0)
+
+
+def make_segments(
+    native: _vmm.Snapshot,
+    regions: list[tuple[int, int, int]],
+    cpu: dict[str, bytes],
+) -> list[corefile.Segment]:
+    """What vCPU 0 has mapped, as debuggers want it, then all regions."""
+    from itertools import islice
+
+    from .mapped import mapped, within
+
+    places = []
+    at = 0
+    for gpa, size, _ in regions:
+        places.append((at, gpa, gpa, size))
+        at += size
+
+    def read(address: int) -> bytes | None:
+        for offset, gpa, _, size in places:
+            if gpa <= address < gpa + size:
+                return native.page((offset + address - gpa) // PAGE)
+        return None
+
+    registers = Registers(cpu["regs"], cpu["sregs"])
+    runs = within(mapped(read, registers), regions)
+    virtual = [(offset, *run) for offset, run in islice(runs, MOST_MAPPED)]
+    return virtual + places
 
 
 def write_pages(native: _vmm.Snapshot, fd: int, start: int) -> bytes:

@@ -874,3 +874,25 @@ def test_gdb_reads_it(path: Path) -> None:
     assert "0x200000:\t0x00000001" in done.stdout
     assert "LWP 1" in done.stdout and "LWP 2" in done.stdout
     assert "warning" not in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="there is no gdb here")
+def test_gdb_reads_virtual_addresses(path: Path) -> None:
+    """Memory that is mapped elsewhere, and over what is there otherwise."""
+    with pyvmm.Machine() as m:
+        m.load(asm="out 0xf4, al; hlt", mode="long")
+        m.run(timeout=20)
+        table = m.cpu.walk(0x200000)[1].entry & ~0xFFF  # of 2 MiB pages
+        m.mem.write_u32(0x400010, 0x1234)
+        m.mem.write_u32(0x800010, 0x5678)
+        m.mem.write_u64(table + 8 * 9, 0x400083)
+        m.mem.write_u64(table + 8 * 4, 0x400083)
+        assert m.cpu.mem.read_u32(0x800010) == 0x1234
+        m.snapshot().save(path)
+    done = subprocess.run(
+        ["gdb", "-batch", "-nx", "-c", path, "-ex", "x/1wx 0x1200010",
+         "-ex", "x/1wx 0x400010", "-ex", "x/1wx 0x800010"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for at in (0x1200010, 0x400010, 0x800010):
+        assert f"{at:#x}:\t0x00001234" in done.stdout

@@ -9,7 +9,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 import pyvmm
-from pyvmm import corefile, features, snapfile, x86
+from pyvmm import corefile, features, mapped, snapfile, x86
 from pyvmm.stop import Registers
 
 
@@ -142,3 +142,64 @@ def test_what_both_have_is_not_missing() -> None:
     other = (7, 0, 0, 0, 0b0100, 0, 0)
     assert features.missing([one], [other]) == ["bmi1"]
     assert features.missing([other], [one]) == []
+
+
+# -- page tables ---------------------------------------------------------------
+
+
+def tables(entries: dict[int, dict[int, int]]) -> dict[int, bytes]:
+    """Pages of entries, by address and index."""
+    found = {}
+    for gpa, rows in entries.items():
+        values = [rows.get(index, 0) for index in range(512)]
+        found[gpa] = mapped.TABLE.pack(*values)
+    return found
+
+
+def runs(pages: dict[int, bytes], paging: x86.Paging = x86.PAGING_4) -> list:
+    found = mapped.pages(pages.get, paging, 0x1000)
+    return list(mapped.joined(found))
+
+
+def test_what_page_tables_map() -> None:
+    pages = tables({
+        0x1000: {0: 0x2003, 511: 0x2003},
+        0x2000: {0: 0x3003, 1: 1 << 30 | 0x83, 510: 0x9003},
+        0x3000: {0: 0x4003, 1: 0x200083, 2: 0x400083, 7: 0x600082},
+        0x4000: {1: 0x7003, 2: 0x8003, 3: 0xA003},
+    })  # fmt: skip
+    low = [
+        (0x1000, 0x7000, 0x2000),
+        (0x3000, 0xA000, 0x1000),
+        (0x20_0000, 0x20_0000, 0x40_0000),
+        (1 << 30, 1 << 30, 1 << 30),
+    ]
+    high = [(0xFFFF_FF80_0000_0000 + at, to, size) for at, to, size in low]
+    assert runs(pages) == low + high
+
+
+def test_tables_that_refer_to_themselves() -> None:
+    """A guest's may: so many are read and no more."""
+    pages = tables({0x1000: dict.fromkeys(range(512), 0x1003)})
+    reads = []
+
+    def read(gpa: int) -> bytes:
+        reads.append(gpa)
+        return pages[gpa]
+
+    for _ in mapped.pages(read, x86.PAGING_4, 0x1000):
+        pass
+    assert len(reads) == mapped.MOST_TABLES
+
+
+def test_what_is_mapped_and_in_ram() -> None:
+    regions = [(0x10000, 0x4000, 0), (0x80000, 0x2000, 0)]
+    found = mapped.within(
+        [(0x10000, 0x10000, 0x4000), (0x100000, 0xF000, 0x3000),
+         (0x200000, 0x81000, 0x9000), (0x300000, 0x90000, 0x1000)],
+        regions,
+    )  # fmt: skip
+    assert list(found) == [
+        (0, (0x101000, 0x10000, 0x2000)),
+        (0x5000, (0x200000, 0x81000, 0x1000)),
+    ]
