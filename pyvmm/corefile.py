@@ -58,6 +58,10 @@ PRSTATUS_REGS = (
 )  # fmt: skip
 ORIG_RAX = (1 << 64) - 1  # in no system call
 
+# What Linux says of itself: the name of the note and how it begins.
+VMCOREINFO = b"VMCOREINFO"
+VMCOREINFO_BEGIN = b"OSRELEASE="
+
 # The CPU state in notes named QEMU: version, size; registers; segments; the
 # control registers cr0 to cr4; the kernel's gs base.
 QEMU_HEAD = Struct("<II")
@@ -121,6 +125,21 @@ def qemu_state(registers: Registers) -> bytes:
     parts.append(QEMU_CONTROL.pack(cr[0], 0, *cr[1:], 0))
     body = b"".join(parts)
     return QEMU_HEAD.pack(1, QEMU_HEAD.size + len(body)) + body
+
+
+def find_vmcoreinfo(data: bytes | bytearray, end: int) -> bytes | None:
+    """The content of such a note at the start of one of some pages."""
+    name = VMCOREINFO + bytes(-len(VMCOREINFO) % 4)
+    at = -1
+    while (at := data.find(name + VMCOREINFO_BEGIN, at + 1, end)) >= 0:
+        start = at - NOTE.size
+        if start < 0 or start % PAGE:
+            continue
+        of_name, size, kind = NOTE.unpack_from(data, start)
+        content = bytes(data[at + len(name) : at + len(name) + size])
+        if of_name == len(VMCOREINFO) + 1 and not kind and size <= PAGE:
+            return content
+    return None
 
 
 def make_head(segments: Sequence[Segment], notes: Iterable[Note]) -> bytes:

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from .device import Device
     from .image import Image
     from .replay import Replay
+    from .snapfile import Loaded, States
     from .snapshot import Snapshot
     from .stop import Stop
     from .symbols import Address
     from .until import Until
     from .virtio.device import Device as VirtioDevice
+    from .wiring import Slot
 
     D = TypeVar("D")
 
@@ -115,6 +117,8 @@ class Machine:
             "boot": boot,
         }
         self._at: Snapshot | None = None
+        # The file that it goes back to, and what that means for its devices.
+        self._entered: tuple[Loaded, tuple[Slot, ...], States] | None = None
         if isinstance(memory, _vmm.Memory):
             self.memory = memory
         else:

@@ -13,10 +13,9 @@ import os
 import stat
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is an exception
-from weakref import WeakKeyDictionary
 from zlib import crc32
 
-from . import _vmm, corefile, features
+from . import _vmm, corefile, features, x86
 from .corefile import OURS, PAGE
 from .encoding import decode, encode
 from .errors import Error
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from .timers import Timer
 
     T = TypeVar("T")
+    States = tuple[list[DeviceState], list[tuple[Timer, int]]]
 
 VERSION = 1
 
@@ -173,17 +173,18 @@ def write(
     notes: list[Note] = [
         (OURS, NT_FORMAT, FORMAT.pack(VERSION) + machine["pyvmm"].encode())
     ]
+    info = vmcoreinfo(native, cpus[0])
     for index, cpu in enumerate(cpus):
         registers = Registers(cpu["regs"], cpu["sregs"])
+        status = corefile.prstatus(index, registers)
         notes += [
-            (
-                b"CORE",
-                corefile.NT_PRSTATUS,
-                corefile.prstatus(index, registers),
-            ),
+            (b"CORE", corefile.NT_PRSTATUS, status),
             (b"CORE", corefile.NT_FPREGSET, cpu["xsave"][: corefile.FXSAVE]),
-            (b"QEMU", 0, corefile.qemu_state(registers)),
         ]
+        if info is not None:  # without, drgn and crash would not take them
+            notes.append((b"QEMU", 0, corefile.qemu_state(registers)))
+    if info is not None:
+        notes.append((corefile.VMCOREINFO, 0, info))
     rows = b"".join(ROW.pack(*row) for row in kvm().cpuid)
     notes += [
         (OURS, NT_MACHINE, encode(machine)),
@@ -205,6 +206,26 @@ def write(
     sums = write_pages(native, fd, start)
     filled = (OURS, NT_PAGES, CHUNK_SIZE.pack(CHUNK) + sums)
     write_all(fd, corefile.make_head(segments, [*notes, filled]), 0)
+
+
+def vmcoreinfo(native: _vmm.Snapshot, cpu: dict[str, bytes]) -> bytes | None:
+    """What Linux tells debuggers of itself, if it is the guest.
+
+    It keeps that ready, as a note at the start of a page.
+    """
+    if not Registers(cpu["regs"], cpu["sregs"]).efer & x86.EFER_LMA:
+        return None
+    buffer = bytearray(CHUNK * PAGE)
+    first = native.next(0)
+    while first < native.pages:
+        count = min(CHUNK, native.pages - first)
+        with memoryview(buffer)[: count * PAGE] as view:
+            native.copy(first, view)
+        found = corefile.find_vmcoreinfo(buffer, count * PAGE)
+        if found is not None:
+            return found
+        first = native.next(first + count)
+    return None
 
 
 def make_segments(
@@ -461,10 +482,6 @@ class Loaded:
         self.state = state
         self.sums = sums
         self.native: _vmm.Snapshot
-        # The states of devices refer to the machine's: one for each.
-        self._entered: WeakKeyDictionary[
-            Machine, tuple[list[DeviceState], list[tuple[Timer, int]]]
-        ] = WeakKeyDictionary()
 
     def check(self, parts: dict[str, Any], size: int) -> None:
         """ValueError unless all is of the types that it is used as."""
@@ -553,28 +570,29 @@ class Loaded:
 
     # -- machines ------------------------------------------------------------
 
-    def enter(
-        self, machine: Machine, snap: Snapshot
-    ) -> tuple[list[DeviceState], list[tuple[Timer, int]]]:
+    def enter(self, machine: Machine) -> States:
         """Make the machine one of the snapshot's; what its devices were like.
 
         ValueError when it is of another shape; nothing has changed then.
         """
         from .filestate import states_for
 
-        found = self._entered.get(machine)
-        if found is None:
-            self._check_shape(machine)
-            try:
-                found = states_for(machine, self.state)
-            except ValueError as exc:
-                raise ValueError(f"{self.path}: {exc}") from None
-            self._entered[machine] = found
+        # They refer to the machine's own devices, so it is it that keeps them.
+        slots = tuple(machine._wiring.slots)
+        entered = machine._entered
+        if entered is not None and entered[:2] == (self, slots):
+            return entered[2]
+        self._check_shape(machine)
+        try:
+            found = states_for(machine, self.state)
+        except ValueError as exc:
+            raise ValueError(f"{self.path}: {exc}") from None
         # Of a tree that it is in already nothing is mapped anew.
         self.native.adopt(machine.memory)
         if machine._image is None and not len(machine._symbols):
             machine._symbols = self._symbols()
         machine._booted = True
+        machine._entered = (self, slots, found)
         return found
 
     def _check_shape(self, machine: Machine) -> None:

@@ -185,7 +185,7 @@ class Snapshot:
         if devices or machine._wiring.slots:
             check_devices(machine, self)
         if self._loaded is not None:
-            devices, timers = self._loaded.enter(machine, self)
+            devices, timers = self._loaded.enter(machine)
         vm = machine._realise()
         wiring = machine._wiring
         if not wiring.slots:  # as fast as it can be

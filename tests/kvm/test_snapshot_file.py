@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots in files: saved, loaded, gone on from; and files that are not."""
 
+import gc
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -529,6 +531,32 @@ def test_other_devices(path: Path) -> None:
         m.snapshot().machine()
 
 
+def test_a_device_in_the_place_of_another(path: Path) -> None:
+    with make(Counter(), source=ASK) as m:
+        statuses(m, 3)
+        m.snapshot().save(path)
+    snap = load(path)
+    with snap.machine(lambda m: m.attach(Counter())) as m:
+        (old,) = m.devices
+        m.detach(old)
+        new = m.attach(Counter())
+        m.restore(snap)
+        assert statuses(m, 1) == [4] and (old.count, new.count) == (3, 4)
+        assert new.me is new and new.lock is not old.lock
+
+
+def test_machines_of_a_snapshot_are_forgotten(saved: Path) -> None:
+    snap = load(saved)
+    gone = []
+    for _ in range(3):
+        with snap.machine() as m:
+            m.run(timeout=20)
+            gone.append(weakref.ref(m))
+        del m
+    gc.collect()
+    assert not any(ref() for ref in gone)
+
+
 # -- files that are no snapshots -----------------------------------------------
 
 
@@ -896,3 +924,19 @@ def test_gdb_reads_virtual_addresses(path: Path) -> None:
     )  # fmt: skip
     for at in (0x1200010, 0x400010, 0x800010):
         assert f"{at:#x}:\t0x00001234" in done.stdout
+
+
+def test_a_guest_that_is_linux_has_the_notes_of_one(path: Path) -> None:
+    text = b"OSRELEASE=6.1.0\nPAGESIZE=4096\n"
+    for mode, wanted in (("long", True), ("protected", False)):
+        with pyvmm.Machine() as m:
+            m.load(asm="out 0xf4, al; hlt", mode=mode)
+            m.mem.write(0x500000, corefile.pack_note((b"VMCOREINFO", 0, text)))
+            m.run(timeout=20)
+            m.snapshot().save(path)
+        with open(path, "rb") as file:
+            notes = corefile.read_head(file.fileno(), "")[1]
+        found = {name: content for name, _, content in notes}
+        assert (found.get(b"VMCOREINFO") == text) == wanted
+        assert (b"QEMU" in found) == wanted
+        load(path).machine().close()

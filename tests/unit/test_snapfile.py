@@ -60,6 +60,19 @@ def test_registers_are_where_debuggers_look() -> None:
     assert len(corefile.qemu_state(state)) == 440
 
 
+def test_what_linux_says_of_itself() -> None:
+    text = b"OSRELEASE=6.1.0\nPAGESIZE=4096\n"
+    note = corefile.pack_note((b"VMCOREINFO", 0, text))
+    pages = bytearray(4 * 4096)
+    pages[100 : 100 + len(note)] = note  # not where one begins
+    assert corefile.find_vmcoreinfo(pages, len(pages)) is None
+    pages[8192 : 8192 + len(note)] = note
+    assert corefile.find_vmcoreinfo(pages, len(pages)) == text
+    assert corefile.find_vmcoreinfo(pages, 8192) is None
+    pages[8192 + 4] = pages[8192 + 6] = 0xFF  # a size that none has
+    assert corefile.find_vmcoreinfo(pages, len(pages)) is None
+
+
 def test_notes_there_and_back(tmp_path: Path) -> None:
     notes = [(b"A", 1, b""), (b"LONGER", 2, b"12345"), (b"", 3, b"1234")]
     path = tmp_path / "core"
