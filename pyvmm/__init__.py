@@ -26,6 +26,8 @@ Importing does nothing: each name is loaded when it is first used.
                    corefile.py: ELF core files; mapped.py: what page tables
                    map; encoding.py: plain values as bytes; features.py:
                    processors compared
+    campaigns.py   campaign(): many inputs on many workers; campaign_worker.py,
+                   campaign_log.py: what those do, and what is done
     rng.py         Rng: a native virtio-rng
     virtio/        virtio devices in Python, and a driver side to test them
     native.py      what those two have in common
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from . import virtio as virtio
     from .boot import Boot as Boot
     from .boot.start_info import StartInfo as StartInfo
+    from .campaigns import campaign as campaign
     from .device import Device as Device
     from .device import Irq as Irq
     from .device import Msi as Msi
@@ -100,6 +103,7 @@ _HOME = {
     "printed": "until",
     "returned": "until",
     "written": "until",
+    "campaign": "campaigns",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of a first look
@@ -124,6 +128,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "returned",
     "Boot",
     "StartInfo",
+    "campaign",
     "boot",
     "testing",
     "virtio",

@@ -243,14 +243,17 @@ def split_notes(head: bytes, start: int, end: int, path: str) -> list[Note]:
     return notes
 
 
-def check_head(head: bytes, notes: list[Note], path: str) -> None:
-    """Error unless the head is what its last note says; that one is taken."""
+def check_head(head: bytes, notes: list[Note], path: str) -> int:
+    """The checksum in the last note, which is taken.
+
+    Error unless the head is what it says.
+    """
     start, length = PROGRAM.unpack_from(head, HEADER.size)[2::3]
     name, kind, content = notes.pop() if notes else (b"", 0, b"")
     if (name, kind, len(content)) != (OURS, NT_CHECKSUM, CHECKSUM.size):
         raise Error(f"{path} is damaged: the checksum of its head is missing")
     before = head[: start + length - CHECKSUM.size]
-    if CHECKSUM.unpack(content)[0] != crc32(before) or any(
-        head[start + length :]
-    ):
+    (checksum,) = CHECKSUM.unpack(content)
+    if checksum != crc32(before) or any(head[start + length :]):
         raise Error(f"{path} is damaged: the checksum of its head is another")
+    return int(checksum)

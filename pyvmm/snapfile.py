@@ -311,12 +311,26 @@ def load(path: str | PathLike[str], copy: bool) -> Snapshot:
     try:
         head, notes = corefile.read_head(fd, name)
         check_version(notes, name)
-        corefile.check_head(head, notes, name)
+        checksum = corefile.check_head(head, notes, name)
         try:
-            return read(fd, len(head), notes, name, copy)
+            snap = read(fd, len(head), notes, name, copy)
         except (ValueError, TypeError, LookupError, StructError) as exc:
             # The checksum is right: whoever made it meant it so.
             raise Error(f"{name} is no snapshot that can be: {exc}") from None
+        assert snap._loaded is not None
+        snap._loaded.checksum = checksum
+        return snap
+    finally:
+        os.close(fd)
+
+
+def checksum_of(path: str) -> int:
+    """The checksum of a file's head, and so of all of it; as load() raises."""
+    fd = corefile.open_regular(path)
+    try:
+        head, notes = corefile.read_head(fd, path)
+        check_version(notes, path)
+        return corefile.check_head(head, notes, path)
     finally:
         os.close(fd)
 
@@ -464,6 +478,7 @@ class Loaded:
     """What a file says beside the core's part, looked at but not yet used.
 
     `machine`, `state`: as they were written. `start`: where the pages begin.
+    `checksum`: that of the head, and so of the whole file.
 
     Threads: as the machines that enter it.
     """
@@ -482,6 +497,7 @@ class Loaded:
         self.state = state
         self.sums = sums
         self.native: _vmm.Snapshot
+        self.checksum = 0
 
     def check(self, parts: dict[str, Any], size: int) -> None:
         """ValueError unless all is of the types that it is used as."""
