@@ -77,8 +77,8 @@ def done_of(line: bytes) -> Done:
         whole = 0 <= start < end and len(codes) == end - start
         if not whole or not all(code < len(outcomes) for code in codes):
             raise ValueError("it does not go together")
-        if not all(len(outcome) == 5 for outcome in outcomes):
-            raise ValueError("an outcome is not five values")
+        if not all(len(outcome) == 6 for outcome in outcomes):
+            raise ValueError("an outcome is not six values")
         return Done(start, end, row["sum"], (outcomes, codes.tobytes()))
     except (KeyError, TypeError, OverflowError) as exc:
         raise ValueError(f"no batch: {exc!r}") from None

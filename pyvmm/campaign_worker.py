@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker of a campaign does: batches of inputs, one after the other.
 
-The first batch of a job loads its snapshot and makes a machine, which each
-thread of the worker keeps for the next ones.
+The first batch of a job loads its snapshot and makes a machine and a replay of
+it, which each thread of the worker keeps for the next ones.
 """
 
 from __future__ import annotations
@@ -11,51 +11,55 @@ import os
 from array import array
 from threading import Lock, local
 
-from . import x86
-from .debug import mode_of
 from .errors import Error
 from .snapshot import Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
-    from .cpu import Cpu
     from .machine import Machine
-    from .symbols import Address
+    from .replay import Case
 
-    # reason, status, whether it crashed, message, where
-    Outcome = tuple[str, int | None, bool, str, str | None]
+    # reason, status, whether it crashed, message, where, what is new
+    Outcome = tuple[str, int | None, bool, str, str | None, int]
     # Outcomes, each once, and which of them each input had, as array("I").
     Found = tuple[list[Outcome], bytes]
-    Until = Address | list[Address] | None
 
 ERROR = "error"  # the reason of an input with which a device raised
+QUIET: Outcome = ("unreported", None, False, "unreported", None, 0)
 
 
 class Job:
     """What all batches of a campaign have in common; it can be pickled.
 
-    `checksum`: of the snapshot file. `verified`: the host and the file whose
-    pages the campaign has looked at, see seen_by(); None: nobody has.
+    `options`: those of Machine.replay(). `checksum`: of the snapshot file.
+    `verified`: the host and the file whose pages the campaign has looked at,
+    see seen_by(); None: nobody has.
     """
 
     __slots__ = (
-        "checksum", "into", "key", "length", "max_size", "path", "setup",
-        "timeout", "until", "verified", "verify",
+        "checksum", "key", "options", "path", "setup", "verified", "verify",
     )  # fmt: skip
 
-    key: str
-    path: str
-    checksum: int
-    verify: bool
-    verified: tuple[object, ...] | None
-    setup: Callable[[Machine], object] | None
-    into: Address
-    length: Address | None
-    max_size: int | None
-    until: Until
-    timeout: float | None
+    def __init__(
+        self,
+        key: str,
+        path: str,
+        checksum: int,
+        setup: Callable[[Machine], object] | None,
+        options: dict[str, Any],
+        verify: bool,
+        verified: tuple[object, ...] | None,
+    ) -> None:
+        self.key = key
+        self.path = path
+        self.checksum = checksum
+        self.setup = setup
+        self.options = options
+        self.verify = verify
+        self.verified = verified
 
 
 def seen_by(path: str) -> tuple[object, ...]:
@@ -64,22 +68,6 @@ def seen_by(path: str) -> tuple[object, ...]:
         boot = file.read().strip()
     about = os.stat(path)
     return boot, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
-
-
-class Session:
-    """The machine of one thread of a worker, for one job.
-
-    Threads: one.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self.key = job.key
-        self.snap = snapshot_of(job)
-        self.machine = self.snap.machine(job.setup)
-
-    def close(self) -> None:
-        """The machine goes."""
-        self.machine.close()
 
 
 _here = local()
@@ -105,87 +93,94 @@ def snapshot_of(job: Job) -> Snapshot:
 
 def session_of(job: Job) -> Session:
     """The calling thread's session of the job; that of another one ends."""
-    session: Session | None = getattr(_here, "session", None)
-    if session is not None and session.key == job.key:
-        return session
-    if session is not None:
+    before: tuple[int, Session] | None = getattr(_here, "session", None)
+    if before is not None and before[0] == os.getpid():
+        session = before[1]
+        if session.key == job.key and not session.machine.closed:
+            return session
         _here.session = None
         session.close()
-    _here.session = session = Session(job)
+    session = Session(job)
+    _here.session = os.getpid(), session
     return session
 
 
-def prepare(job: Job, attempt: int = 0) -> int:
+def prepare(job: Job) -> int:
     """Make all that a batch needs, to see whether it can be made: the pid."""
-    session = session_of(job)
-    run_batch(session.machine, session.snap, [], job)
+    session_of(job)
     return os.getpid()
 
 
 def run(job: Job, start: int, inputs: Sequence[bytes], attempt: int) -> Found:
     """Run a batch; `start` and `attempt` tell it from every other one."""
-    session = session_of(job)
-    return run_batch(session.machine, session.snap, inputs, job)
+    return session_of(job).run(inputs)
 
 
-def run_batch(
-    machine: Machine, snap: Snapshot, inputs: Sequence[bytes], job: Job
-) -> Found:
-    """Each input from the snapshot on, and what became of it."""
-    codes: dict[Outcome, int] = {}
-    found = array("I")
-    machine.restore(snap)
-    cpu = machine.cpu
-    buffer = place(cpu, job.into)
-    length = job.length
-    count = (
-        None if length is None or is_register(length) else place(cpu, length)
-    )
-    until = return_address(cpu) if job.until == "return" else job.until
-    for data in inputs:
-        machine.restore(snap)
+class Session:
+    """The machine of one thread of a worker, for one job.
+
+    Threads: one.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.key = job.key
+        # Of crashes, by reason and address: message and place of the first.
+        self._told: dict[tuple[str, int | None], tuple[str, str]] = {}
+        snap = snapshot_of(job)
+        self.machine = snap.machine(job.setup)
         try:
-            cpu.mem.write(buffer, data)
-            if count is not None:
-                cpu.mem.write_u32(count, len(data))
-            elif length is not None:
-                setattr(cpu, str(length), len(data))
-            stop = machine.run(until, job.timeout, check=False)
-            outcome: Outcome = (
-                stop.reason,
-                stop.status,
-                stop.crashed,
-                stop.message,
-                str(stop.where) if stop.crashed else None,
-            )
-        except Exception as exc:
-            text = f"{type(exc).__name__}: {exc}"
-            outcome = (ERROR, None, True, text, None)
-        found.append(codes.setdefault(outcome, len(codes)))
-    return list(codes), found.tobytes()
+            self.replay = self.machine.replay(snap, (), **job.options)
+        except BaseException:
+            self.machine.close()
+            raise
 
+    def close(self) -> None:
+        """The machine goes."""
+        self.replay.close()
+        self.machine.close()
 
-def is_register(place: Address) -> bool:
-    """Whether that is the name of one."""
-    return place in x86.REGS or place in x86.PARTS
+    def run(self, inputs: Sequence[bytes]) -> Found:
+        """What became of each input."""
+        try:
+            return self._found(inputs, self.replay._run(iter(inputs)))
+        except Exception:
+            # A device has raised: with which input is found out one by one.
+            return self._found(inputs, self._singly(inputs))
 
+    def _singly(self, inputs: Sequence[bytes]) -> Any:
+        for index, data in enumerate(inputs):
+            try:
+                for case in self.replay._run(iter((data,))):
+                    case.index = index
+                    yield case
+            except Exception as exc:
+                yield index, exc
 
-def place(cpu: Cpu, where: Address) -> int:
-    """The virtual address: "*rdi" is what is in a register, or at a symbol."""
-    if not isinstance(where, str) or not where.startswith("*"):
-        return cpu.machine.symbols.address(where)
-    name = where[1:].strip()
-    if is_register(name):
-        return int(getattr(cpu, name))
-    return pointer(cpu, cpu.machine.symbols.address(name))
+    def _found(self, inputs: Sequence[bytes], cases: Any) -> Found:
+        codes: dict[Outcome, int] = {QUIET: 0}
+        found = array("I", bytes(4 * len(inputs)))
+        for case in cases:
+            if type(case) is tuple:
+                index, exc = case
+                text = f"{type(exc).__name__}: {exc}"
+                outcome: Outcome = (ERROR, None, True, text, None, 0)
+            else:
+                index, outcome = case.index, self._outcome(case)
+            found[index] = codes.setdefault(outcome, len(codes))
+        if self.machine.closed:
+            raise Error("a device has closed the machine of a campaign")
+        return list(codes), found.tobytes()
 
-
-def pointer(cpu: Cpu, address: int) -> int:
-    """A pointer in memory, as wide as the mode has it."""
-    wide = mode_of(cpu.registers) in ("long", "user")
-    return cpu.mem.read_u64(address) if wide else cpu.mem.read_u32(address)
-
-
-def return_address(cpu: Cpu) -> int:
-    """Where the function at whose start the vCPU stands returns to."""
-    return pointer(cpu, int(cpu.rsp))
+    def _outcome(self, case: Case) -> Outcome:
+        reason = case.reason
+        if not case.crashed:
+            return reason, case.status, False, reason, None, case.new
+        place = reason, case.address
+        told = self._told.get(place)
+        if told is None:
+            told = reason, str(self.machine.symbols.where(case.address or 0))
+            if reason != "timeout":  # which would be waited for again
+                stop = case.stop
+                told = stop.message, str(stop.where)
+            self._told[place] = told
+        return reason, case.status, True, *told, case.new

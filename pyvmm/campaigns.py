@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
-    from .campaign_worker import Found, Outcome, Until
+    from .campaign_worker import Found, Outcome
     from .machine import Machine
     from .symbols import Address
+    from .until import Until
 
     Factory = Callable[[], Executor]
     Progress = Callable[[int, int | None], object]
@@ -56,9 +57,10 @@ class Result:
     """What became of one input.
 
     `index`: its number. `data`: the input itself, None when it comes from a
-    log. `reason`, `status`, `message`, `crashed`: as of a `Stop`; beside its
-    reasons there are "lost", the workers that ran it have ended, and "error", a
-    device raised an exception. `where`: the place as text, when it crashed.
+    log. `reason`, `status`, `crashed`: as of a `Stop`; beside its reasons there
+    are "lost", the workers that ran it have ended, and "error", a device raised
+    an exception. `message`, `where`: the reason with its details and the place
+    as text, when it crashed: of the first that did so there in that worker.
 
     Threads: any; it does not change.
     """
@@ -96,6 +98,11 @@ class Result:
     def where(self) -> str | None:
         """Where it crashed, as text."""
         return self._outcome[4]
+
+    @property
+    def new(self) -> int:
+        """How many bytes of the coverage map its worker saw changed first."""
+        return self._outcome[5]
 
     def __repr__(self) -> str:
         where = f" at {self.where}" if self.where else ""
@@ -136,11 +143,12 @@ def campaign(
     snapshot: str | PathLike[str],
     inputs: Iterable[bytes],
     *,
-    into: Address,
-    length: Address | None = None,
+    into: Address | None = None,
+    length: Address | tuple[Address, int] | None = None,
     max_size: int | None = None,
     until: Until = None,
     timeout: float | None = 1.0,
+    coverage: str | tuple[Address, int] | None = None,
     setup: Callable[[Machine], object] | None = None,
     report: str = "all",
     ordered: bool = False,
@@ -157,20 +165,19 @@ def campaign(
         if __name__ == "__main__":
             for result in pyvmm.campaign(
                 "parse.snap", inputs, into="*rdi", length="rsi",
-                until="return", report="crashed", log="parse.log",
+                max_size=4096, until="return", report="crashed",
+                log="parse.log",
             ):
                 print(result.index, result.message, result.where)
 
     `snapshot`: a file of Snapshot.save(), which each worker loads, once.
     `inputs`: any iterable of bytes, read as they are wanted.
-    `into`: where an input goes, a virtual address or symbol, or "*rdi" for
-    where a register (or a symbol) points. `length`: a register or an address
-    of 4 bytes, for its length. `max_size`: the room for it.
-    `until`, `timeout`: as of run(); "return": the end of the function at whose
-    start the guest stands.
+    `into`, `length`, `max_size`, `until`, `timeout`, `coverage`: as of
+    Machine.replay(), which does the work.
     `setup(machine)`: attaches the devices, a function of a module.
-    `report`: which results are given: "all"; "new", the first of each kind;
-    "crashed". `counts` has all. `ordered`: by index, not as they come.
+    `report`: which results are given: "all"; "new", what crashed or was new to
+    the worker that ran it; "crashed". The others are counted as "unreported".
+    `ordered`: by index, not as they come.
     `executor`: any `concurrent.futures.Executor`, whose workers can be
     replaced; or a function that makes one, and again when it has broken.
     Without it there are `workers` processes, one for each CPU.
@@ -197,26 +204,24 @@ def campaign(
     from .snapfile import checksum_of
 
     check_timeout(timeout)
-    job = worker.Job()
-    job.key = uuid4().hex
-    job.path = os.path.abspath(os.fsdecode(snapshot))
-    job.checksum = checksum_of(job.path)
-    job.verify = verify
-    job.verified = None
-    job.setup = setup
-    job.into = into
-    job.length = length
-    job.max_size = max_size
-    job.until = until
-    job.timeout = timeout
-    if verify:
-        job.verified = verified(job.path)
-    about = {
-        "snapshot": job.checksum,
+    path = os.path.abspath(os.fsdecode(snapshot))
+    options = {
         "into": into,
         "length": length,
+        "max_size": max_size,
         "until": until,
         "timeout": timeout,
+        "coverage": coverage,
+        "report": report,
+    }
+    checksum = checksum_of(path)
+    job = worker.Job(
+        uuid4().hex, path, checksum, setup, options, verify,
+        verified(path) if verify else None,
+    )  # fmt: skip
+    # Which results are told may change when a campaign goes on.
+    about = {"snapshot": checksum} | {
+        name: str(value) for name, value in options.items() if name != "report"
     }
     book = None if log is None else Log(os.fsdecode(log), about)
     return Campaign(
@@ -334,7 +339,6 @@ class Campaign:
         self._ordered = ordered
         self._size = batch
         self._tries = tries
-        self._seen: set[Outcome] = set()
         self._row = 0  # deaths in a row
         self._attempt = 0
         self._flying: dict[Future[Found], Batch] = {}  # oldest first
@@ -407,7 +411,7 @@ class Campaign:
         self, inputs: Iterator[bytes], index: int, count: int
     ) -> list[bytes]:
         found: list[bytes] = []
-        most = self._job.max_size
+        most = self._job.options["max_size"]
         while len(found) < count:
             try:
                 data = next(inputs)
@@ -445,7 +449,7 @@ class Campaign:
     def _prepare(self) -> None:
         """One worker makes a machine: what is wrong is wrong for all."""
         try:
-            self._pool.submit(worker.prepare, self._job, -1).result()
+            self._pool.submit(worker.prepare, self._job).result()
         except Exception as exc:
             if not is_death(exc):
                 raise
@@ -530,31 +534,19 @@ class Campaign:
         wanted = set()
         for code, outcome in enumerate(outcomes):
             count = row.count(code)
-            self.counts[outcome[0]] = self.counts.get(outcome[0], 0) + count
+            if count:
+                self.counts[outcome[0]] = self.counts.get(outcome[0], 0) + count
             if outcome[0] == LOST:
                 self.aside.append(start)
-            new = outcome not in self._seen
-            if self._report == "new":
-                self._seen.add(outcome)
-            if (
-                self._report == "all"
-                or (self._report == "crashed" and outcome[2])
-                or (self._report == "new" and new)
-            ):
+            if self._report == "all" or outcome[2] or outcome[5]:
                 wanted.add(code)
         if not inputs or not wanted:
             return []
-        results = [
+        return [
             Result(start + at, outcomes[code], inputs[at])
             for at, code in enumerate(row)
             if code in wanted
         ]
-        if self._report != "new":
-            return results
-        firsts: dict[Outcome, Result] = {}
-        for result in results:
-            firsts.setdefault(result._outcome, result)
-        return list(firsts.values())
 
     # -- when workers end ----------------------------------------------------
 
@@ -624,7 +616,7 @@ class Campaign:
             return
         times = "once" if self._tries == 1 else f"{self._tries} times"
         text = f"the worker that ran it has ended, {times}"
-        outcome: Outcome = (LOST, None, True, text, None)
+        outcome: Outcome = (LOST, None, True, text, None, 0)
         yield from self._finish(batch, ([outcome], array("I", [0]).tobytes()))
 
 

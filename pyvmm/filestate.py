@@ -64,6 +64,7 @@ def saved_state(snap: Snapshot) -> dict[str, Any]:
         "console": snap._console,
         "asked": asked and (asked.reason, asked.status, asked.cpu),
         "ran": snap._ran,
+        "stopped": snap._stopped,
     }
 
 
@@ -145,6 +146,9 @@ def check_state(
         check_device(a(dict, row, "a device"))
     a(list, state["timers"], "the timers")
     a(bool, state["ran"], "ran")
+    for cpu, address in a(dict, state["stopped"], "stopped").items():
+        number(cpu, U32, "a vCPU")
+        number(address, U64, "a breakpoint")
     if state["asked"] is not None:
         reason, status, cpu = a(tuple, state["asked"], "asked")
         if reason not in REASONS:

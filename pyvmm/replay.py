@@ -124,11 +124,9 @@ class Case:
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, self.name())
         if not os.path.exists(path):
-            core = getattr(snapshots.Snapshot, "save", None)
-            if core is not None:
-                self.restore()
-                core(self._replay.machine.snapshot(), path + ".core")
-                self._replay.machine.restore(self._replay.snap)
+            self.restore()
+            self._replay.machine.snapshot().save(path + ".core")
+            self._replay.machine.restore(self._replay.snap)
             write_whole(path, self.data)
         return path
 
@@ -503,6 +501,8 @@ def needs_python(machine: Machine, snap: Snapshot) -> bool:
     """Whether devices may act in a turn without an exit that shows it."""
     wiring = machine._wiring
     if snap._timers or snap._asked is not None or snap._ends:
+        return True
+    if snap._loaded is not None and snap._loaded.state["timers"]:
         return True
     if machine.trace is not None:
         return True

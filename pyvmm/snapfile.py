@@ -542,6 +542,7 @@ class Loaded:
         state = self.state
         snap._console = state["console"]
         snap._ran = state["ran"]
+        snap._stopped = state["stopped"]
         if state["asked"] is not None:
             snap._asked = Asked(*state["asked"])
         return snap

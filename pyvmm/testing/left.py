@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,34 +20,27 @@ if TYPE_CHECKING:
 LONGEST = 200  # characters of a file's name
 
 
-def leave(item: pytest.Item) -> Iterator[tuple[str, str]]:
-    """Save the machines of a test that has failed; sections for its report."""
-    from ..machine import Machine
+def leave(
+    item: pytest.Item, name: str, machine: Machine
+) -> Iterator[tuple[str, str]]:
+    """Save a machine that stands still, if that is wanted; a section of it."""
+    folder = folder_of(item.config)
+    if not folder or machine.closed:
+        return
+    words = re.sub(r"[^\w.=-]+", "-", f"{item.nodeid}-{name}").strip("-")
+    path = os.path.join(folder, f"{words[-LONGEST:]}.snap")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        machine.snapshot().save(path)
+        yield f"snapshot of {name}", path
+    except Exception as exc:
+        yield f"snapshot of {name}", f"cannot be saved: {exc}"
 
-    config = item.config
-    folder = config.getoption("pyvmm_save_failed")
+
+def folder_of(config: pytest.Config) -> str | None:
+    """Where files go, or None or "": nowhere."""
+    folder: str | None = config.getoption("pyvmm_save_failed")
     if folder is None:
         folder = config.getini("pyvmm_save_failed")
         folder = folder and os.path.join(config.rootpath, folder)
-    if not folder:
-        return
-    for name, value in getattr(item, "funcargs", {}).items():
-        if not isinstance(value, Machine) or value.closed:
-            continue
-        words = re.sub(r"[^\w.=-]+", "-", f"{item.nodeid}-{name}").strip("-")
-        path = os.path.join(folder, f"{words[-LONGEST:]}.snap")
-        try:
-            os.makedirs(folder, exist_ok=True)
-            save(value, path)
-            yield f"snapshot of {name}", path
-        except Exception as exc:
-            yield f"snapshot of {name}", f"cannot be saved: {exc}"
-
-
-def save(machine: Machine, path: str) -> None:
-    """The machine as it is now, in a file; one that runs is paused."""
-    if machine.running:
-        # How its run ends is nobody's affair: the test has failed.
-        with suppress(Exception):
-            machine.pause()
-    machine.snapshot().save(path)
+    return folder
