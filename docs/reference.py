@@ -73,6 +73,15 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
+        "Building guests",
+        "The module `pyvmm.guest`; [guest/](../guest/README.md) is what "
+        "guests find there.\n",
+        [
+            ("pyvmm.guest", "build"),
+            ("pyvmm.guest", "CompileError"),
+        ],
+    ),
+    (
         "Ends",
         "[stops.md](stops.md) has the table of all ends.\n",
         [

@@ -34,7 +34,8 @@ Importing does nothing: each name is loaded when it is first used.
     wiring.py      addresses, lines and eventfds of attached devices
     console.py     output, input, expect
     image.py       what load() takes: ELF files, bytes, snippets
-    snippet.py     assembly and C made into images
+    snippet.py     assembly made into images
+    guest.py       build(): C and assembly on the guest SDK, and its cache
     symbols.py     names to addresses and back
     testing/       for tests: devices on a bus without a machine, fixtures
     plugin.py      what pytest loads; call.py: functions of the guest
@@ -46,7 +47,7 @@ Importing does nothing: each name is loaded when it is first used.
     assembly.py    making the host's objects; running.py, ends.py: run()'s
                    way in and out; picture.py: the repr; dwarf.py: lines
     _vmm           the C core: KVM, Memory, VM, VCPU, buses, devices
-    sdk/           the guest runtime, for C snippets
+    sdk/           the guest SDK: headers, runtime, linker script
     devices/       devices that stand alone
 """
 
@@ -55,6 +56,7 @@ __version__ = "0.1.0.dev0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import boot as boot
+    from . import guest as guest
     from . import testing as testing
     from . import virtio as virtio
     from .boot import Boot as Boot
@@ -130,6 +132,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "StartInfo",
     "campaign",
     "boot",
+    "guest",
     "testing",
     "virtio",
 ]
@@ -137,7 +140,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
 
 def __getattr__(name: str) -> object:
     home = _HOME.get(name)
-    packages = ("boot", "testing", "virtio")
+    packages = ("boot", "guest", "testing", "virtio")
     if home is None and name not in packages:
         # `from . import x` asks here, too, before it imports x.
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assembly and C made into guests by the toolchain that is installed."""
+"""Assembly and C made into guests by the tools that are installed.
+
+C is the affair of guest.py.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,7 @@ ASSEMBLER = {
     "user": (".code64", "--64", "elf_x86_64"),
 }
 
-# Mode: option of the compiler.
-COMPILER = {"protected": "-m32", "user": "-m64"}
-
-PACKAGES = {"as": "binutils", "ld": "binutils", "gcc": "gcc"}
-
-SDK = os.path.join(os.path.dirname(__file__), "sdk")
+PACKAGES = {"as": "binutils", "ld": "binutils", "ar": "binutils"}
 
 
 def find_tool(name: str) -> str:
@@ -31,7 +29,7 @@ def find_tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
         raise Error(
-            f"snippets need {name!r}, which is not installed: "
+            f"guests need {name!r}, which is not installed: "
             f"apt-get install {PACKAGES[name]}"
         )
     return path
@@ -81,29 +79,6 @@ def compile_c(source: str, mode: str) -> bytes:
     `mode`: "protected", 32-bit in ring 0, or "user", 64-bit in ring 3. Raises
     Error with the compiler's words.
     """
-    if mode not in COMPILER:
-        raise ValueError(
-            f"mode {mode!r}: C snippets run in {' or '.join(COMPILER)}"
-        )
-    compiler = find_tool("gcc")
-    lib = os.path.join(SDK, "lib")
-    files = sorted(
-        os.path.join(lib, name)
-        for name in os.listdir(lib)
-        if name.endswith((".c", ".S"))
-    )
-    with tempfile.TemporaryDirectory(prefix="pyvmm-") as folder:
-        linked = os.path.join(folder, "snippet.elf")
-        run_tool(
-            [
-                compiler, COMPILER[mode],
-                f"@{os.path.join(lib, 'compile.flags')}",
-                f"@{os.path.join(lib, 'link.flags')}",
-                f"-I{os.path.join(SDK, 'include')}",
-                "-T", os.path.join(lib, "link.ld"),
-                "-o", linked, "-x", "c", "-", "-x", "none", *files,
-            ],
-            source,
-        )  # fmt: skip
-        with open(linked, "rb") as file:
-            return file.read()
+    from .guest import build_text
+
+    return build_text(source, mode)

@@ -129,6 +129,14 @@ def test_install(wheel: Path, tmp_path: Path) -> None:
     program = venv / "bin" / "pyvmm"
     assert program.read_bytes()[:4] == b"\x7fELF"
     assert os.access(program, os.X_OK)
+    (tmp_path / "main.c").write_text(
+        '#include <runtime.h>\nint main(void) { puts("built"); return 0; }\n'
+    )
+    build = "import pyvmm.guest; print(pyvmm.guest.build('main.c'))"
+    image = run(python, "-c", build, cwd=tmp_path).strip()
+    assert Path(image).is_relative_to(tmp_path / ".cache/pyvmm")
+    if os.path.exists("/dev/kvm"):
+        assert run(program, "run", image, cwd=tmp_path) == "built\n"
     by_launcher = run(program, "info", cwd=tmp_path)
     by_module = run(python, "-m", "pyvmm", "info", cwd=tmp_path)
     assert by_launcher == by_module
