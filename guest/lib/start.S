@@ -125,6 +125,7 @@ gdt_pointer:
 
     .type ring3, @function
 ring3:
+    xorl %ebp, %ebp            /* the last frame */
     call runtime_start
     .size ring3, . - ring3
 

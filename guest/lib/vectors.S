@@ -31,9 +31,13 @@ interrupt_entry:
 
     pushal
     cld
-    pushl %esp
+    movl %esp, %eax
+    pushl 40(%eax)              /* a frame of its own, whose return address */
+    pushl %ebp                  /* is eip: who walks the stack gets from the */
+    movl %esp, %ebp             /* handler to the code that was interrupted */
+    pushl %eax
     call interrupt_dispatch
-    addl $4, %esp
+    addl $12, %esp
     popal
     addl $8, %esp               /* vector and error code */
 
@@ -74,7 +78,11 @@ interrupt_entry:
     pushq %r15
     cld
     movq %rsp, %rdi
-    call interrupt_dispatch     /* 22 words were pushed: 16-byte aligned */
+    pushq 136(%rdi)             /* a frame, as in 32-bit code: rip */
+    pushq %rbp
+    movq %rsp, %rbp
+    call interrupt_dispatch     /* 24 words were pushed: 16-byte aligned */
+    addq $16, %rsp
     popq %r15
     popq %r14
     popq %r13
