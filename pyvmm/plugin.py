@@ -14,6 +14,7 @@ import pytest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
     from typing import Any
 
     from ._vmm import KVM
@@ -119,3 +120,41 @@ def register_profile() -> None:
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
+
+
+# -- tests inside guests -------------------------------------------------------
+
+GUEST_FILES = ["guest_*.c", "guest_*.S", "guest_*.elf"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What docs/guest-tests.md says of each."""
+    add = parser.addini
+    add("pyvmm_guest_files", "guest tests", "args", default=GUEST_FILES)
+    add("pyvmm_guest_timeout", "seconds of each guest test", default="10")
+    add("pyvmm_guest_options", "machine and build of guest tests", default="")
+    add("pyvmm_guests", "kernels to run, with options", "linelist", default=[])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels are visited wherever they are."""
+    if config.getini("pyvmm_guests"):
+        from .testing.guest_tests import add_arguments
+
+        add_arguments(config)
+
+
+def pytest_collect_file(
+    file_path: Path, parent: pytest.Collector
+) -> pytest.File | None:
+    """A file of guest tests is collected by a module of its own."""
+    config = parent.config
+    if file_path.suffix in (".py", ".txt", ".rst", ".md") or not (
+        config.getini("pyvmm_guests")
+        or config.getini("pyvmm_guest_files") != GUEST_FILES
+        or file_path.name.startswith("guest_")
+    ):
+        return None
+    from .testing.guest_tests import collect_file
+
+    return collect_file(file_path, parent)

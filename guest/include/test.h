@@ -177,7 +177,7 @@ main(void)
 
 /* TEST(name) { ... }, or TEST(name, .timeout = 60) { ... } */
 #define TEST(id, ...)                                                          \
-    static void test_##id(void);                                               \
+    static void test_##id(void) __attribute__((noinline));                     \
     static void test_run_##id(const void *param)                               \
     {                                                                          \
         (void)param;                                                           \
@@ -192,7 +192,8 @@ main(void)
  */
 #define TEST_PARAMS(id, type, ...)                                             \
     static __typeof__(type) const test_values_##id[] = {__VA_ARGS__};          \
-    static void test_##id(__typeof__(type) const param);                       \
+    static void test_##id(__typeof__(type) const param)                        \
+        __attribute__((noinline));                                             \
     static void test_run_##id(const void *param)                               \
     {                                                                          \
         test_##id(*(__typeof__(type) const *)param);                           \

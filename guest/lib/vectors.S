@@ -24,8 +24,11 @@ interrupt_stubs:
     .endr
 
     .text
+    .cfi_sections .debug_frame  /* for the host's backtraces */
     .type interrupt_entry, @function
 interrupt_entry:
+    .cfi_startproc simple
+    .cfi_signal_frame
 
 #ifdef __i386__
 
@@ -35,6 +38,9 @@ interrupt_entry:
     pushl 40(%eax)              /* a frame of its own, whose return address */
     pushl %ebp                  /* is eip: who walks the stack gets from the */
     movl %esp, %ebp             /* handler to the code that was interrupted */
+    .cfi_def_cfa %ebp, 60
+    .cfi_offset %ebp, -60
+    .cfi_offset %eip, -56
     pushl %eax
     call interrupt_dispatch
     addl $12, %esp
@@ -57,6 +63,7 @@ interrupt_entry:
 1:  pushl 8(%esp)
     popfl
     lret $4
+    .cfi_endproc
     .size interrupt_entry, . - interrupt_entry
 
 #else /* __x86_64__ */
@@ -81,6 +88,10 @@ interrupt_entry:
     pushq 136(%rdi)             /* a frame, as in 32-bit code: rip */
     pushq %rbp
     movq %rsp, %rbp
+    .cfi_def_cfa %rbp, 16
+    .cfi_offset %rbp, -16
+    .cfi_offset %rip, -8
+    .cfi_offset %rsp, 160
     call interrupt_dispatch     /* 24 words were pushed: 16-byte aligned */
     addq $16, %rsp
     popq %r15
@@ -100,6 +111,7 @@ interrupt_entry:
     popq %rax
     addq $16, %rsp
     iretq
+    .cfi_endproc
     .size interrupt_entry, . - interrupt_entry
 
 #endif

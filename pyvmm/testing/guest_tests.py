@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest tests as items of pytest: plugin.py comes here when it sees a file.
+
+A file of the ini option `pyvmm_guest_files` (guest_*.c, guest_*.S, guest_*.elf)
+is compiled while tests are collected, which needs no KVM, and has an item for
+each of its tests; without any it is one item, `program`. Each line of
+`pyvmm_guests` is an item, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from .. import guest
+from ..errors import Error
+from . import guest_image
+from .guest_options import Options, in_source
+from .guest_run import (
+    GuestTestFailed,
+    GuestTestSkipped,
+    Tests,
+    run_program,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from .guest_image import GuestTest
+
+# What a backtrace needs to be complete.
+FLAGS = ("-fno-optimize-sibling-calls",)
+
+
+def folder(config: pytest.Config) -> Path:
+    """What relative paths in the ini file are seen from."""
+    return config.inipath.parent if config.inipath else config.rootpath
+
+
+def matches(config: pytest.Config, path: Path, pattern: str) -> bool:
+    """Whether a pattern of the ini file means this file.
+
+    Without a slash it is one of names, else of paths.
+    """
+    if "/" not in pattern:
+        return fnmatch(path.name, pattern)
+    return fnmatch(str(path), os.path.join(folder(config), pattern))
+
+
+def collect_file(path: Path, parent: pytest.Collector) -> pytest.File | None:
+    """The collector of a file, if it is one of guest tests."""
+    config = parent.config
+    lines = [
+        words
+        for pattern, words in listed(config)
+        if matches(config, path, pattern)
+    ]
+    if lines:
+        return KernelFile.from_parent(parent, path=path, lines=lines)
+    patterns = config.getini("pyvmm_guest_files")
+    if any(matches(config, path, pattern) for pattern in patterns):
+        return GuestFile.from_parent(parent, path=path)
+    return None
+
+
+def listed(config: pytest.Config) -> Iterator[tuple[str, str]]:
+    """Pattern and words of each line of `pyvmm_guests`."""
+    for line in config.getini("pyvmm_guests"):
+        pattern, _, words = line.strip().partition(" ")
+        yield pattern, words
+
+
+def add_arguments(config: pytest.Config) -> None:
+    """Let pytest visit the kernels that are listed, unless it was told where.
+
+    One that is not there is then its own complaint.
+    """
+    if config.args_source == config.ArgsSource.ARGS:
+        return
+    visited = [
+        Path(os.path.abspath(config.invocation_params.dir / arg))
+        for arg in config.args
+    ]
+    for pattern, _ in listed(config):
+        base = folder(config)
+        wanted = base / pattern
+        if "*" in pattern or "?" in pattern or "[" in pattern:
+            found = sorted(base.glob(pattern)) or [wanted]
+        else:
+            found = [wanted]
+        for path in found:
+            if path.exists() and any(
+                path.is_relative_to(each) for each in visited
+            ):
+                continue
+            config.args.append(str(path))
+
+
+def default_timeout(config: pytest.Config) -> float:
+    """The ini option `pyvmm_guest_timeout`, in seconds."""
+    text = config.getini("pyvmm_guest_timeout")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not value > 0:
+        raise pytest.UsageError(
+            f"pyvmm_guest_timeout: {text!r} is not a number of seconds above 0"
+        )
+    return value
+
+
+def make_options(
+    config: pytest.Config, words: str, where: str, base: Path
+) -> Options:
+    """The options of the ini file, then these; a bad one is told with where."""
+    options = Options()
+    given = [
+        (
+            config.getini("pyvmm_guest_options"),
+            "pyvmm_guest_options",
+            folder(config),
+        ),
+        (words, where, base),
+    ]
+    for text, place, seen_from in given:
+        try:
+            options.add(text, str(seen_from))
+        except ValueError as exc:
+            raise pytest.Collector.CollectError(f"{place}: {exc}") from None
+    return options
+
+
+# -- files -------------------------------------------------------------------
+
+
+class GuestFile(pytest.File):
+    """A source or an image with guest tests.
+
+    Threads: one.
+    """
+
+    tests: Tests | None = None
+
+    def collect(self) -> Iterator[GuestItem | ProgramItem]:
+        is_image = self.path.suffix == ".elf"
+        words = "" if is_image else in_source(str(self.path))
+        options = make_options(
+            self.config, words, self.path.name, self.path.parent
+        )
+        timeout = options["timeout"] or default_timeout(self.config)
+        image = str(self.path) if is_image else self.build(options)
+        data = Path(image).read_bytes()
+        try:
+            found = (
+                guest_image.read_tests(data)
+                if guest_image.has_tests(data)
+                else None
+            )
+        except ValueError as exc:
+            raise self.CollectError(f"{self.path.name}: {exc}") from None
+        if found is None:
+            yield ProgramItem.from_parent(
+                self, name="program", image=image, options=options
+            )
+            return
+        self.tests = Tests(image, options, timeout)
+        for test in found:
+            yield GuestItem.from_parent(self, name=test.name, test=test)
+
+    def build(self, options: Options) -> str:
+        """The image of a source; the compiler's words are the error."""
+        try:
+            return guest.build(
+                self.path,
+                *options["sources"],
+                mode=options["mode"] or "protected",
+                include=[self.path.parent, *options["include"]],
+                flags=[
+                    *FLAGS,
+                    *(
+                        f
+                        for text in options["flags"]
+                        for f in shlex.split(text)
+                    ),
+                ],
+                compiler=options["compiler"],
+            )
+        except guest.CompileError as exc:
+            raise self.CollectError(str(exc)) from None
+        except (Error, OSError, ValueError) as exc:
+            raise self.CollectError(f"{self.path.name}: {exc}") from None
+
+    def teardown(self) -> None:
+        """All tests of the file are over."""
+        if self.tests is not None:
+            self.tests.close()
+
+
+class KernelFile(pytest.File):
+    """An image that is listed in `pyvmm_guests`, once or more.
+
+    Threads: one.
+    """
+
+    def __init__(self, *, lines: list[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.lines = lines
+
+    def collect(self) -> Iterator[ProgramItem]:
+        for number, words in enumerate(self.lines):
+            options = make_options(
+                self.config, words, "pyvmm_guests", folder(self.config)
+            )
+            name = options["name"] or self.path.stem
+            if number and not options["name"]:
+                name += f"-{number}"
+            yield ProgramItem.from_parent(
+                self, name=name, image=str(self.path), options=options
+            )
+
+
+# -- items -------------------------------------------------------------------
+
+
+class Failure:
+    """What pytest is given as the report of a failure: text with a place.
+
+    Threads: any; it does not change.
+    """
+
+    def __init__(self, text: str, path: str, line: int) -> None:
+        self.text = text
+        self.reprcrash = Place(path, line, text.partition("\n")[0])
+
+    def toterminal(self, tw: Any) -> None:
+        tw.line(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Place:
+    """Where it failed, and why in a line, as the summary shows it.
+
+    Threads: any; it does not change.
+    """
+
+    def __init__(self, path: str, line: int, message: str) -> None:
+        self.path = path
+        self.lineno = line
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.lineno}: {self.message}"
+
+
+class Item(pytest.Item):
+    """What both kinds of items do alike.
+
+    Threads: one.
+    """
+
+    line = 1
+
+    def run(self) -> None:
+        """Run it; what it raises says how it went."""
+        raise NotImplementedError
+
+    def runtest(self) -> None:
+        from ..host import kvm
+
+        try:
+            kvm()
+        except OSError as exc:
+            pytest.skip(str(exc))
+        try:
+            self.run()
+        except GuestTestSkipped as exc:
+            # At the place of the item, not at this line.
+            raise pytest.skip.Exception(
+                str(exc), _use_item_location=True
+            ) from None
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
+        error = excinfo.value
+        if isinstance(error, GuestTestFailed):
+            # Names of files as seen from where pytest was started.
+            here = f"{self.config.invocation_params.dir}{os.sep}"
+            text = str(error).replace(here, "")
+            file = error.file or str(self.path)
+            return Failure(text, file, error.line or self.line)
+        if isinstance(error, Error | OSError | ValueError | TypeError):
+            return Failure(
+                f"{type(error).__name__}: {error}", str(self.path), self.line
+            )
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, self.line - 1, self.name
+
+
+class GuestItem(Item):
+    """One test of an image, with one parameter.
+
+    Threads: one.
+    """
+
+    def __init__(self, *, test: GuestTest, **options: Any) -> None:
+        super().__init__(**options)
+        self.test = test
+        self.line = test.line
+
+    def run(self) -> None:
+        assert isinstance(self.parent, GuestFile)
+        assert self.parent.tests is not None
+        self.parent.tests.run(self.test)
+
+
+class ProgramItem(Item):
+    """A whole program.
+
+    Threads: one.
+    """
+
+    def __init__(self, *, image: str, options: Options, **others: Any) -> None:
+        super().__init__(**others)
+        self.image = image
+        self.options = options
+
+    def run(self) -> None:
+        run_program(self.image, self.options, default_timeout(self.config))
