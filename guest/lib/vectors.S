@@ -28,7 +28,6 @@ interrupt_stubs:
     .type interrupt_entry, @function
 interrupt_entry:
     .cfi_startproc simple
-    .cfi_signal_frame
 
 #ifdef __i386__
 

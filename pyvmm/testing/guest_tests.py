@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .guest_image import GuestTest
 
 # What a backtrace needs to be complete.
-FLAGS = ("-fno-optimize-sibling-calls",)
+FLAGS = ("-fno-optimize-sibling-calls", "-fno-omit-frame-pointer")
 
 
 def folder(config: pytest.Config) -> Path:
