@@ -164,7 +164,7 @@ def failed(
     """Why a test has not passed."""
     parts: list[str] = []
     file, line = test.file, test.line
-    ending = how_it_ended(stop, record)
+    ending = how_it_ended(machine, stop, record)
     if ending:
         parts.append(ending)
     if not record.wrong:
@@ -178,7 +178,7 @@ def failed(
     return GuestTestFailed("\n".join(filter(None, parts)), file, line)
 
 
-def how_it_ended(stop: Stop, record: Record) -> str:
+def how_it_ended(machine: Machine, stop: Stop, record: Record) -> str:
     """What is wrong with the end of a test, in a line; "": nothing is."""
     if stop.crashed:
         return f"{stop.message}\n{record.wrong}".strip()
@@ -188,7 +188,7 @@ def how_it_ended(stop: Stop, record: Record) -> str:
         return f"the run ended inside the test: {stop.message}"
     due = guest_image.EXITS.get(record.state)
     if due is None and stop.status == PANIC:
-        return "the guest panicked"
+        return panic_text(machine)
     if due is None:
         return f"the test ended the run itself, with status {stop.status}"
     if due != stop.status:
@@ -198,6 +198,13 @@ def how_it_ended(stop: Stop, record: Record) -> str:
             f"{stop.status}, not {due}"
         )
     return ""
+
+
+def panic_text(machine: Machine) -> str:
+    """That it panicked, and what panic() said."""
+    lines = machine.console.text.splitlines()[-CONSOLE_LINES:]
+    said = [line for line in lines if line.startswith("panic: ")]
+    return f"the guest panicked{said[-1][5:] if said else ''}"
 
 
 def failures(
@@ -327,8 +334,7 @@ def wrong_end(stop: Stop, status: int | None, due: int) -> str:
         return f"the run ended by {stop.message}, not with status {due}"
     if status == due:
         return ""
-    panicked = "the guest panicked: " if status == PANIC and due == 0 else ""
-    return f"{panicked}the status is {status}, not {due}"
+    return f"the status is {status}, not {due}"
 
 
 def wait_for(machine: Machine, log: str, timeout: float) -> None:

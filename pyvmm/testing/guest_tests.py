@@ -43,14 +43,16 @@ def folder(config: pytest.Config) -> Path:
     return config.inipath.parent if config.inipath else config.rootpath
 
 
-def matches(config: pytest.Config, path: Path, pattern: str) -> bool:
-    """Whether a pattern of the ini file means this file.
+def is_at(config: pytest.Config, path: Path, pattern: str) -> bool:
+    """Whether a pattern of paths in the ini file means this file."""
+    return fnmatch(str(path), os.path.join(folder(config), pattern))
 
-    Without a slash it is one of names, else of paths.
-    """
+
+def is_meant(config: pytest.Config, path: Path, pattern: str) -> bool:
+    """The same of a pattern that is one of names when it has no slash."""
     if "/" not in pattern:
         return fnmatch(path.name, pattern)
-    return fnmatch(str(path), os.path.join(folder(config), pattern))
+    return is_at(config, path, pattern)
 
 
 def collect_file(path: Path, parent: pytest.Collector) -> pytest.File | None:
@@ -59,12 +61,12 @@ def collect_file(path: Path, parent: pytest.Collector) -> pytest.File | None:
     lines = [
         words
         for pattern, words in listed(config)
-        if matches(config, path, pattern)
+        if is_at(config, path, pattern)
     ]
     if lines:
         return KernelFile.from_parent(parent, path=path, lines=lines)
     patterns = config.getini("pyvmm_guest_files")
-    if any(matches(config, path, pattern) for pattern in patterns):
+    if any(is_meant(config, path, pattern) for pattern in patterns):
         return GuestFile.from_parent(parent, path=path)
     return None
 
@@ -100,6 +102,7 @@ def add_arguments(config: pytest.Config) -> None:
             ):
                 continue
             config.args.append(str(path))
+            visited.append(path)
 
 
 def default_timeout(config: pytest.Config) -> float:
@@ -133,7 +136,7 @@ def make_options(
         try:
             options.add(text, str(seen_from))
         except ValueError as exc:
-            raise pytest.Collector.CollectError(f"{place}: {exc}") from None
+            raise ValueError(f"{place}: {exc}") from None
     return options
 
 
@@ -148,54 +151,52 @@ class GuestFile(pytest.File):
 
     tests: Tests | None = None
 
-    def collect(self) -> Iterator[GuestItem | ProgramItem]:
+    def collect(self) -> Iterator[Item]:
+        # Not an error of the collection, which would keep all other tests
+        # from running.
+        try:
+            yield from self.items()
+        except guest.CompileError as exc:
+            yield BrokenItem.from_parent(self, name="build", text=str(exc))
+        except (Error, OSError, ValueError) as exc:
+            text = f"{self.path.name}: {exc}"
+            yield BrokenItem.from_parent(self, name="build", text=text)
+
+    def items(self) -> Iterator[Item]:
+        """The tests, or the one program; raises what the build does."""
         is_image = self.path.suffix == ".elf"
-        words = "" if is_image else in_source(str(self.path))
         options = make_options(
-            self.config, words, self.path.name, self.path.parent
+            self.config,
+            "" if is_image else in_source(str(self.path)),
+            self.path.name,
+            self.path.parent,
         )
-        timeout = options["timeout"] or default_timeout(self.config)
         image = str(self.path) if is_image else self.build(options)
         data = Path(image).read_bytes()
-        try:
-            found = (
-                guest_image.read_tests(data)
-                if guest_image.has_tests(data)
-                else None
-            )
-        except ValueError as exc:
-            raise self.CollectError(f"{self.path.name}: {exc}") from None
-        if found is None:
+        if not guest_image.has_tests(data):
             yield ProgramItem.from_parent(
                 self, name="program", image=image, options=options
             )
             return
+        found = guest_image.read_tests(data)
+        timeout = options["timeout"] or default_timeout(self.config)
         self.tests = Tests(image, options, timeout)
         for test in found:
             yield GuestItem.from_parent(self, name=test.name, test=test)
 
     def build(self, options: Options) -> str:
-        """The image of a source; the compiler's words are the error."""
-        try:
-            return guest.build(
-                self.path,
-                *options["sources"],
-                mode=options["mode"] or "protected",
-                include=[self.path.parent, *options["include"]],
-                flags=[
-                    *FLAGS,
-                    *(
-                        f
-                        for text in options["flags"]
-                        for f in shlex.split(text)
-                    ),
-                ],
-                compiler=options["compiler"],
-            )
-        except guest.CompileError as exc:
-            raise self.CollectError(str(exc)) from None
-        except (Error, OSError, ValueError) as exc:
-            raise self.CollectError(f"{self.path.name}: {exc}") from None
+        """The image of a source."""
+        return guest.build(
+            self.path,
+            *options["sources"],
+            mode=options["mode"] or "protected",
+            include=[self.path.parent, *options["include"]],
+            flags=[
+                *FLAGS,
+                *(f for text in options["flags"] for f in shlex.split(text)),
+            ],
+            compiler=options["compiler"],
+        )
 
     def teardown(self) -> None:
         """All tests of the file are over."""
@@ -213,11 +214,17 @@ class KernelFile(pytest.File):
         super().__init__(**options)
         self.lines = lines
 
-    def collect(self) -> Iterator[ProgramItem]:
+    def collect(self) -> Iterator[Item]:
         for number, words in enumerate(self.lines):
-            options = make_options(
-                self.config, words, "pyvmm_guests", folder(self.config)
-            )
+            try:
+                options = make_options(
+                    self.config, words, "pyvmm_guests", folder(self.config)
+                )
+            except ValueError as exc:
+                yield BrokenItem.from_parent(
+                    self, name=f"line-{number}", text=str(exc)
+                )
+                continue
             name = options["name"] or self.path.stem
             if number and not options["name"]:
                 name += f"-{number}"
@@ -304,6 +311,20 @@ class Item(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.line - 1, self.name
+
+
+class BrokenItem(Item):
+    """What stands for a file that has no tests since something is wrong.
+
+    Threads: one.
+    """
+
+    def __init__(self, *, text: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.text = text
+
+    def runtest(self) -> None:
+        raise GuestTestFailed(self.text)
 
 
 class GuestItem(Item):

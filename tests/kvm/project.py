@@ -130,25 +130,7 @@ def run_pytest(
 
 def compile_guest(folder: Path) -> Path:
     """The image of GUEST."""
-    from pyvmm.snippet import SDK
+    from pyvmm.guest import build
 
-    lib = Path(SDK) / "lib"
     (folder / "guest.c").write_text(GUEST)
-    image = folder / "guest.elf"
-    subprocess.run(
-        [
-            "gcc",
-            "-m32",
-            f"@{lib}/compile.flags",
-            f"@{lib}/link.flags",
-            f"-I{SDK}/include",
-            "-T",
-            f"{lib}/link.ld",
-            "-o",
-            image,
-            folder / "guest.c",
-            *sorted([*lib.glob("*.c"), *lib.glob("*.S")]),
-        ],
-        check=True,
-    )
-    return image
+    return Path(build(folder / "guest.c", out=folder / "guest.elf"))

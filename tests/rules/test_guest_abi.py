@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's tables of the guest ABI against the compiler's reading of it."""
 
+import re
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from pyvmm import guest
 from pyvmm.boot import start_info
+from pyvmm.testing import guest_image
 
 # What each structure of start_info.h is called in pyvmm.boot.start_info.
 TABLES = {
@@ -89,3 +92,73 @@ def test_constants(root: Path, tmp_path: Path) -> None:
     assert {n: int(getattr(start_info, n)) for n in both} == {
         n: values[n] for n in both
     }
+
+
+# -- the tests of an image (test.h) --------------------------------------------
+
+STRUCTURES = {
+    "pyvmm_test": (guest_image.TEST, guest_image.TEST_FIELDS),
+    "pyvmm_test_failure": (guest_image.FAILURE, guest_image.FAILURE_FIELDS),
+    "pyvmm_test_record": (
+        guest_image.RECORD,
+        (*guest_image.RECORD_FIELDS, "failure"),
+    ),
+}
+
+
+def constants() -> list[str]:
+    """The numbers of test.h that Python has under the same name."""
+    text = (Path(guest.INCLUDE) / "test.h").read_text()
+    found = re.findall(r"^#define (TEST_[A-Z_]+) +[0-9a-fx]+", text, re.M)
+    return [name for name in found if hasattr(guest_image, name)]
+
+
+@pytest.mark.parametrize("mode", ["protected", "user"])
+def test_layout_of_tests(mode: str, tmp_path: Path) -> None:
+    """The compiler's reading, in each mode: no host can include test.h."""
+    numbers = list(constants())
+    for name, (_, fields) in STRUCTURES.items():
+        numbers += [f"sizeof(struct {name})"]
+        numbers += [f"offsetof(struct {name}, {field})" for field in fields]
+    (tmp_path / "abi.c").write_text(
+        "#include <test.h>\n"
+        f"const uint64_t numbers[] = {{{', '.join(numbers)}}};\n"
+    )
+    image = guest.build(tmp_path / "abi.c", mode=mode)
+    with guest_image.Content(Path(image).read_bytes()) as content:
+        at = content.elf.symbols["numbers"][0]
+        data = content.read(at, 8 * len(numbers))
+    values = dict(
+        zip(numbers, struct.unpack(f"<{len(numbers)}Q", data), strict=True)
+    )
+    assert len(constants()) == 20
+    for name in constants():
+        assert values[name] == getattr(guest_image, name), name
+    for name, (table, fields) in STRUCTURES.items():
+        offset = 0
+        codes = re.findall(r"\d*[a-zA-Z]", table.format)
+        sizes = [struct.calcsize("<" + code) for code in expand(codes)]
+        for field, size in zip(fields, [*sizes, 0], strict=False):
+            assert values[f"offsetof(struct {name}, {field})"] == offset, field
+            offset += size
+    sizes_of = {n: values[f"sizeof(struct {n})"] for n in STRUCTURES}
+    assert sizes_of["pyvmm_test"] == guest_image.TEST.size
+    assert sizes_of["pyvmm_test_failure"] == guest_image.FAILURE.size
+    assert sizes_of["pyvmm_test_record"] == (
+        guest_image.RECORD.size
+        + guest_image.TEST_FAILURES_MAX * guest_image.FAILURE.size
+    )
+    asked = values["offsetof(struct pyvmm_test_record, test)"]
+    assert asked == guest_image.ASKED_AT
+
+
+def expand(codes: list[str]) -> list[str]:
+    """One code for each field: "4I" is four of them, "64s" is one."""
+    found: list[str] = []
+    for code in codes:
+        count, letter = code[:-1], code[-1]
+        if letter == "s":
+            found.append(code)
+        else:
+            found += [letter] * int(count or 1)
+    return found
