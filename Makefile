@@ -114,7 +114,8 @@ lint: $(SETUP) ## layout and habits of C and Python
 	@tools/setup --check
 	@echo "clang-format --dry-run -Werror"
 	@clang-format --dry-run -Werror $(wildcard csrc/*/*.[ch] tests/c/*.[ch] \
-	    bench/*.c guest/*/*.[ch] guest/include/pyvmm/*.h)
+	    bench/*.c guest/*/*.[ch] guest/include/pyvmm/*.h \
+	    guest/template/*/*.[ch])
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 

@@ -43,7 +43,7 @@ Importing does nothing: each name is loaded when it is first used.
     x86.py         layouts of kernel structures, page table formats
     host.py        what the KVM of this host can do
     errors.py      exceptions
-    cli.py         the command line
+    cli.py         the command line; project.py: new-kernel-project
     assembly.py    making the host's objects; running.py, ends.py: run()'s
                    way in and out; picture.py: the repr; dwarf.py: lines
     _vmm           the C core: KVM, Memory, VM, VCPU, buses, devices

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `pyvmm run GUEST.elf`, `pyvmm info`."""
+"""The command line: `pyvmm run GUEST.elf`, `info`, `new-kernel-project`."""
 
 from __future__ import annotations
 
@@ -121,6 +121,16 @@ def make_parser() -> ArgumentParser:
         "Runs a few tiny guests to find out.",
     )
     info.set_defaults(command=info_command)
+    new = commands.add_parser(
+        "new-kernel-project",
+        formatter_class=formatter,
+        help="make a folder with a kernel and its tests",
+        description="Make a folder with a kernel on the guest SDK, tests of "
+        "it inside and outside of the guest, and a CI file. It must be empty "
+        "or not be there.",
+    )
+    new.add_argument("folder", metavar="DIR")
+    new.set_defaults(command=new_command)
     return parser
 
 
@@ -393,6 +403,24 @@ def info_command(options: Namespace) -> int:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f"{name:{width}}  {value}")
+    return 0
+
+
+# -- new-kernel-project ------------------------------------------------------
+
+
+def new_command(options: Namespace) -> int:
+    """`pyvmm new-kernel-project`."""
+    from .errors import Error
+    from .project import create
+
+    try:
+        for name in create(options.folder):
+            print(os.path.join(options.folder, name))
+    except (Error, OSError) as exc:
+        complain(str(exc))
+        return STATUS_ERROR
+    print(f"now: cd {options.folder} && pytest")
     return 0
 
 
