@@ -16,6 +16,7 @@ from . import (
     create,
     exits,
     filters,
+    guest_tests,
     load,
     many,
     net,
@@ -46,6 +47,7 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "reload": reload.reload,
     "restore": restore.loops,
     "clone": restore.clones,
+    "guest-tests": guest_tests.guest_tests,
     "idle": many.idle,
     "scale": many.scale,
 }

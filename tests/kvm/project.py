@@ -105,7 +105,11 @@ class Project:
 
 
 def run_pytest(
-    folder: Path, *args: str, stdin: str = "", cache: bool = False
+    folder: Path,
+    *args: str,
+    stdin: str = "",
+    cache: bool = False,
+    columns: int = 120,
 ) -> Done:
     """pytest in a process of its own, in that folder."""
     done = subprocess.run(
@@ -118,7 +122,7 @@ def run_pytest(
             *args,
         ],
         cwd=folder,
-        env={**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": "120"},
+        env={**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": str(columns)},
         input=stdin,
         capture_output=True,
         text=True,

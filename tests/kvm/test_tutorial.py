@@ -3,7 +3,8 @@
 
 All ```python blocks of a page are run in order as one program; a ```text block
 right behind one is what it prints. Lines that begin with `$` in a ```console
-block are typed into a shell in the checkout. `...` stands for anything.
+block are typed into a shell in the checkout. `...` stands for anything. What a
+```pytest block shows is for test_guest_tests_page.py.
 """
 
 import os
@@ -22,7 +23,7 @@ PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 )
-KINDS = {"python", "text", "console", "sh", "c"}
+KINDS = {"python", "text", "console", "sh", "c", "ini", "pytest"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "=== block at line "
 
