@@ -183,8 +183,19 @@ class Content:
             raise ValueError(
                 f"the text at {address:#x} has more than {limit} bytes"
             )
-        text = self._texts[address] = found.decode("utf-8", "backslashreplace")
+        self._texts[address] = printable(found)
+        return self._texts[address]
+
+
+def printable(data: bytes) -> str:
+    """Text of a guest's that may go to a terminal."""
+    text = data.decode("utf-8", "backslashreplace")
+    if text.isprintable():
         return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def has_tests(data: bytes) -> bool:
@@ -267,8 +278,7 @@ def param_name(content: Content, entry: dict[str, int], i: int) -> str:
         address = int.from_bytes(content.read(at, size), "little")
         if not address:
             return "NULL"
-        text = content.text(address, NAME_MAX)
-        return text.encode("unicode_escape").decode()
+        return content.text(address, NAME_MAX)
     if kind in (TEST_KIND_SIGNED, TEST_KIND_UNSIGNED) and size in (1, 2, 4, 8):
         raw = content.read(at, size)
         return str(int.from_bytes(raw, "little", signed=kind == 1))
@@ -333,7 +343,7 @@ class Reader:
             found: bytes = self.memory.cstring(address, TEXT_MAX)  # type: ignore[attr-defined]
         except (ValueError, OverflowError):
             return f"(no text at {address:#x})"
-        return found.decode("utf-8", "backslashreplace")
+        return printable(found)
 
 
 def describe_failure(data: bytes, reader: Reader) -> tuple[str, str, int]:
@@ -367,8 +377,7 @@ def value_text(kind: int, number: int, data: bytes) -> str:
         if not number:
             return "NULL"
         more = "..." if len(data) == TEST_DATA_MAX else ""
-        shown = repr(data.decode("utf-8", "backslashreplace"))
-        return f'"{shown[1:-1]}"{more}'
+        return f'"{printable(data)}"{more}'
     if kind == TEST_KIND_MEMORY:
         return data.hex(" ")
     return f"{number:#x} (of no known kind, {kind})"

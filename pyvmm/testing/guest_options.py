@@ -109,7 +109,7 @@ class Options:
                 parsed = parse(value)
             except ValueError as exc:
                 raise ValueError(f"{word}: {exc}") from None
-            if name in PATHS:
+            if name in PATHS or (name == "device" and ".py" in parsed):
                 parsed = os.path.join(folder, parsed)
             if name in LISTS:
                 self._values[name] = [*self._values[name], parsed]

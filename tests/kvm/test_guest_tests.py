@@ -11,6 +11,7 @@ import pytest
 from project import Done, run_pytest
 
 from pyvmm import guest
+from pyvmm.testing import guest_image, guest_options, guest_run
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
@@ -120,6 +121,39 @@ def test_by_clang(folder: Path) -> None:
     run_pytest(folder).counts(passed=12, skipped=1)
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("mode", ["protected", "user"])
+@pytest.mark.parametrize("level", ["-O0", "-O3"])
+def test_no_warnings(
+    compiler: str, mode: str, level: str, tmp_path: Path
+) -> None:
+    for name, text in (("math.c", MATH), ("fails.c", FAILS)):
+        write(tmp_path, name, text)
+        flags = [level, "-Wall", "-Wextra", "-Wshadow", "-Werror"]
+        guest.build(tmp_path / name, mode=mode, compiler=compiler, flags=flags)
+
+
+def test_many_tests_are_one_boot(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"TEST(t{i}) {{ EXPECT_EQ(n++, 0); }}" for i in range(100)]
+    text = "\n".join(["#include <test.h>", "static int n;", *lines])
+    write(folder, "guest_many.c", text)
+    image = guest.build(folder / "guest_many.c")
+    found = guest_image.read_tests(Path(image).read_bytes())
+    assert [test.name for test in found] == [f"t{i}" for i in range(100)]
+    boots = []
+    boot = guest_run.Tests._boot
+    monkeypatch.setattr(
+        guest_run.Tests, "_boot", lambda self: boots.append(1) or boot(self)
+    )
+    tests = guest_run.Tests(image, guest_options.Options(), 20)
+    for test in found:
+        tests.run(test)
+    tests.close()
+    assert len(boots) == 1
+
+
 def test_what_a_failure_says(folder: Path) -> None:
     write(folder, "guest_fails.c", FAILS)
     done = run_pytest(folder)
@@ -208,6 +242,7 @@ TEST(unclaimed) { outl(0x1234, 1); }
 TEST(lost) { EXPECT_EQ(1, 2); RECORD.failure[0].file = 0xfffffff0;
              RECORD.failure[0].expression = ~0ULL;
              RECORD.failure[0].left_len = ~0U; RECORD.failure[0].kind = 99; }
+TEST(colours) { FAIL("\\033[31mred\\n"); }
 TEST(stack) { memset(__builtin_frame_address(0), 0, 64); }
 TEST(reasons) { test_skip((const char *)0xfffffff0); }
 TEST(fine) { }
@@ -236,6 +271,7 @@ SAID = {
     "emulation": r"emulation failure|panicked",
     "unclaimed": "unclaimed access: write of 4 bytes 0x1 to port 0x1234",
     "lost": r"\(no text at 0xfffffff0\):\d+: \(no text at 0xf+\)",
+    "colours": r"spite.c:\d+: \\x1b\[31mred\\n\n",
     "stack": r"triple fault|panicked|unclaimed|timeout|emulation",
 }
 
@@ -508,6 +544,36 @@ def test_words_in_a_source(folder: Path) -> None:
     run_pytest(folder).counts(passed=2)
 
 
+def test_a_device_of_the_projects(folder: Path) -> None:
+    write(
+        folder,
+        "tests/guest_square.c",
+        """\
+        // pyvmm: device=../square.py:Square@port:0x100
+        #include <test.h>
+        TEST(squares) { outb(0x100, 9); EXPECT_EQ(inb(0x100), 81); }
+        TEST(is_new) { EXPECT_EQ(inb(0x100), 0); }
+        """,
+    )
+    write(
+        folder,
+        "square.py",
+        """\
+        import pyvmm
+
+        class Square(pyvmm.Device):
+            size, value = 1, 0
+
+            def read(self, offset, size):
+                return self.value**2
+
+            def write(self, offset, size, value):
+                self.value = value
+        """,
+    )
+    run_pytest(folder).counts(passed=2)
+
+
 def test_the_time_that_is_left(folder: Path) -> None:
     write(
         folder,
@@ -553,6 +619,18 @@ def test_assembly(folder: Path) -> None:
     for mode in ("protected", "user"):
         assert f"guest_{mode}.S:14: ASSERT_CC(z)" in done.text
         assert re.search(rf"#0 unequal\S* guest_{mode}.S:14", done.text)
+
+
+def test_files_that_are_no_images(folder: Path) -> None:
+    (folder / "guest_empty.elf").write_bytes(b"")
+    (folder / "guest_text.elf").write_bytes(b"hello" * 99)
+    whole = (ROOT / "build/guest/hello.elf").read_bytes()
+    (folder / "guest_half.elf").write_bytes(whole[: len(whole) // 2])
+    (folder / "guest_binary.c").write_bytes(bytes(range(256)))
+    done = run_pytest(folder)
+    done.counts(failed=4)
+    assert "Traceback" not in done.text and "INTERNAL" not in done.text
+    assert "guest_empty.elf: " in done.text
 
 
 def test_an_image_made_elsewhere(folder: Path) -> None:
