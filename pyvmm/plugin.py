@@ -28,12 +28,20 @@ BOOTED: pytest.StashKey[dict[object, list[tuple[object, Booted]]]] = (
 USED: pytest.StashKey[dict[str, Booted]] = pytest.StashKey()
 
 
+GUEST_FILES = ["guest_*.c", "guest_*.S", "guest_*.elf"]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where machines of tests that fail are saved; testing/left.py does it."""
+    """docs/testing.md and docs/guest-tests.md say what they are for."""
     text = "save the machines of failing tests to snapshot files in DIR"
     group = parser.getgroup("pyvmm")
     group.addoption("--pyvmm-save-failed", metavar="DIR", help=text)
-    parser.addini("pyvmm_save_failed", f"{text}, relative to the ini file")
+    add = parser.addini
+    add("pyvmm_save_failed", f"{text}, relative to the ini file")
+    add("pyvmm_guest_files", "guest tests", "args", default=GUEST_FILES)
+    add("pyvmm_guest_timeout", "seconds of each guest test", default="10")
+    add("pyvmm_guest_options", "machine and build of guest tests", default="")
+    add("pyvmm_guests", "kernels to run, with options", "linelist", default=[])
 
 
 @pytest.fixture(scope="session")
@@ -123,17 +131,6 @@ def register_profile() -> None:
 
 
 # -- tests inside guests -------------------------------------------------------
-
-GUEST_FILES = ["guest_*.c", "guest_*.S", "guest_*.elf"]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """What docs/guest-tests.md says of each."""
-    add = parser.addini
-    add("pyvmm_guest_files", "guest tests", "args", default=GUEST_FILES)
-    add("pyvmm_guest_timeout", "seconds of each guest test", default="10")
-    add("pyvmm_guest_options", "machine and build of guest tests", default="")
-    add("pyvmm_guests", "kernels to run, with options", "linelist", default=[])
 
 
 def pytest_configure(config: pytest.Config) -> None:
