@@ -13,6 +13,7 @@ from time import monotonic
 
 from . import (
     blk,
+    campaign,
     create,
     exits,
     filters,
@@ -37,6 +38,7 @@ BENCHES: dict[str, Callable[[float], Iterator[Row]]] = {
     "filters": filters.filters,
     "create": create.first_exit,
     "load": load.load,
+    "campaign": campaign.campaign,
     "start": start.start,
     "rng": rng.requests,
     "vsock": vsock.streams,

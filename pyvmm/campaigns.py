@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from concurrent.futures import BrokenExecutor, CancelledError
 from importlib import import_module
+from itertools import chain, islice
 from queue import SimpleQueue
 from uuid import uuid4
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 REPORTS = ("all", "new", "crashed")
 LOST = "lost"  # the reason of an input that was set aside
-BATCH = 512
+BATCH = 1024
 AHEAD = 4  # batches that wait, for each worker
 DEATHS = 40  # of workers in a row, with nothing done between: no use
 # What executors raise for the end of the worker that had the task, by name:
@@ -353,10 +354,11 @@ class Campaign:
             self._count(done.start, done.found)
             self._logged[done.start] = done.end
         self._fresh = self._batches(iter(inputs))
-        self._results = self._run()
+        self._lists = self._run()
+        self._results: Iterator[Result] = chain.from_iterable(self._lists)
 
-    def __iter__(self) -> Campaign:
-        return self
+    def __iter__(self) -> Iterator[Result]:
+        return self._results
 
     def __next__(self) -> Result:
         return next(self._results)
@@ -369,7 +371,8 @@ class Campaign:
 
     def close(self) -> None:
         """End it; batches that workers are at are done in vain."""
-        self._results.close()
+        self._lists.close()
+        self._results = iter(())
         self._end()
 
     def _end(self) -> None:
@@ -410,26 +413,21 @@ class Campaign:
     def _take(
         self, inputs: Iterator[bytes], index: int, count: int
     ) -> list[bytes]:
-        found: list[bytes] = []
+        found = list(islice(inputs, count))
+        if not all(type(data) is bytes for data in found):
+            found = [bytes_of(data, at) for at, data in enumerate(found, index)]
         most = self._job.options["max_size"]
-        while len(found) < count:
-            try:
-                data = next(inputs)
-            except StopIteration:
-                break
-            if not isinstance(data, bytes):
-                data = bytes_of(data, index + len(found))
-            if most is not None and len(data) > most:
-                raise ValueError(
-                    f"input {index + len(found)} has {len(data)} bytes, more "
-                    f"than max_size {most}"
-                )
-            found.append(data)
+        if most is not None and found and max(map(len, found)) > most:
+            at = next(at for at, data in enumerate(found) if len(data) > most)
+            raise ValueError(
+                f"input {index + at} has {len(found[at])} bytes, more than "
+                f"max_size {most}"
+            )
         return found
 
     # -- running -------------------------------------------------------------
 
-    def _run(self) -> Generator[Result, None, None]:
+    def _run(self) -> Generator[list[Result], None, None]:
         try:
             if self._progress is not None:
                 self._progress(self.done, self.total)
@@ -440,7 +438,7 @@ class Campaign:
                     if self._suspects or self._again:
                         continue  # the executor was replaced
                     break
-                yield from self._collect(self._finished.get())
+                yield self._collect(self._finished.get())
             if self.total is None:
                 self.total = self.done
         finally:
@@ -492,19 +490,18 @@ class Campaign:
         future.add_done_callback(self._finished.put)
         return True
 
-    def _collect(self, future: Future[Found]) -> Iterator[Result]:
+    def _collect(self, future: Future[Found]) -> list[Result]:
         """What a future that has ended brings."""
         batch = self._flying.pop(future, None)
         if batch is None:
-            return  # it was taken together with others
+            return []  # it was taken together with others
         try:
             found = future.result()
         except BaseException as exc:
-            yield from self._failed(batch, exc)
-            return
-        yield from self._finish(batch, found)
+            return self._failed(batch, exc)
+        return self._finish(batch, found)
 
-    def _finish(self, batch: Batch, found: Found) -> Iterator[Result]:
+    def _finish(self, batch: Batch, found: Found) -> list[Result]:
         """A batch is done: it is logged, then told."""
         self._row = 0
         if self._log is not None:
@@ -513,16 +510,16 @@ class Campaign:
         if self._progress is not None:
             self._progress(self.done, self.total)
         if not self._ordered:
-            yield from results
-            return
+            return results
         self._held[batch.start] = batch.end, results
+        ready: list[Result] = []
         while True:
             while self._next in self._logged:
                 self._next = self._logged.pop(self._next)
             if self._next not in self._held:
-                return
-            self._next, ready = self._held.pop(self._next)
-            yield from ready
+                return ready
+            self._next, results = self._held.pop(self._next)
+            ready += results
 
     def _count(
         self, start: int, found: Found, inputs: Sequence[bytes] = ()
@@ -531,60 +528,61 @@ class Campaign:
         outcomes, codes = found
         row = array("I", codes)
         self.done += len(row)
-        wanted = set()
+        wanted = []
         for code, outcome in enumerate(outcomes):
             count = row.count(code)
             if count:
                 self.counts[outcome[0]] = self.counts.get(outcome[0], 0) + count
             if outcome[0] == LOST:
                 self.aside.append(start)
-            if self._report == "all" or outcome[2] or outcome[5]:
-                wanted.add(code)
-        if not inputs or not wanted:
+            wanted.append(self._report == "all" or outcome[2] or outcome[5])
+        if not inputs or not any(wanted):
             return []
         return [
-            Result(start + at, outcomes[code], inputs[at])
-            for at, code in enumerate(row)
-            if code in wanted
+            Result(index, outcomes[code], data)
+            for index, (code, data) in enumerate(
+                zip(row, inputs, strict=True), start
+            )
+            if wanted[code]
         ]
 
     # -- when workers end ----------------------------------------------------
 
-    def _failed(self, batch: Batch, exc: BaseException) -> Iterator[Result]:
+    def _failed(self, batch: Batch, exc: BaseException) -> list[Result]:
         """A future has no result, since its worker has ended, or worse."""
         if isinstance(exc, BrokenExecutor):
-            yield from self._lost(exc, batch, alone=not self._flying)
-        elif isinstance(exc, CancelledError):
+            return self._lost(exc, batch, alone=not self._flying)
+        if isinstance(exc, CancelledError):
             self._died(exc)  # by a scheduler that has lost it
             self._again.append(batch)
-        elif is_death(exc):
+            return []
+        if is_death(exc):
             # Of this batch alone: the executor has tried it elsewhere, too.
             self._died(exc)
-            yield from self._suspect(batch)
-        else:
-            exc.add_note(f"in a worker of a campaign, at {batch}")
-            raise exc
+            return self._suspect(batch)
+        exc.add_note(f"in a worker of a campaign, at {batch}")
+        raise exc
 
     def _lost(
         self, exc: BaseException, batch: Batch, alone: bool
-    ) -> Iterator[Result]:
+    ) -> list[Result]:
         """All that was on its way is lost, but for what had ended before."""
+        results: list[Result] = []
         others = [batch]
         for future, other in list(self._flying.items()):
             try:
                 found = future.result()
             except BrokenExecutor:
                 others.append(other)
-            except BaseException as more:
-                raise more from None
             else:
-                yield from self._finish(other, found)
+                results += self._finish(other, found)
         self._flying.clear()
         self._finished = SimpleQueue()
         others.sort(key=lambda one: one.start)
         self._broken(exc, [] if alone else others)
         if alone:
-            yield from self._suspect(batch)
+            results += self._suspect(batch)
+        return results
 
     def _broken(self, exc: BaseException, lost: list[Batch]) -> None:
         """The executor is replaced; who was at work is suspected.
@@ -605,19 +603,19 @@ class Campaign:
                 f"is done between: {exc}"
             ) from exc
 
-    def _suspect(self, batch: Batch) -> Iterator[Result]:
+    def _suspect(self, batch: Batch) -> list[Result]:
         """A worker has ended with this batch alone: halve it."""
         if len(batch.inputs) > 1:
             self._suspects.extendleft(reversed(batch.halves()))
-            return
+            return []
         batch.deaths += 1
         if batch.deaths < self._tries:
             self._suspects.appendleft(batch)
-            return
+            return []
         times = "once" if self._tries == 1 else f"{self._tries} times"
         text = f"the worker that ran it has ended, {times}"
         outcome: Outcome = (LOST, None, True, text, None, 0)
-        yield from self._finish(batch, ([outcome], array("I", [0]).tobytes()))
+        return self._finish(batch, ([outcome], array("I", [0]).tobytes()))
 
 
 def is_death(exc: BaseException) -> bool:
@@ -634,8 +632,8 @@ def count_of(inputs: Iterable[bytes]) -> int | None:
 
 
 def bytes_of(data: object, index: int) -> bytes:
-    """An input that is not bytes, as bytes; TypeError."""
-    if isinstance(data, bytearray | memoryview):
+    """An input as bytes; TypeError."""
+    if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     raise TypeError(f"input {index} is a {type(data).__name__}, not bytes")
 
