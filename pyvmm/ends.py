@@ -83,6 +83,19 @@ def make_stop(
     )
 
 
+def make_pause(machine: Machine) -> Stop:
+    """The Stop of a machine that stands still, without an Exit."""
+    vcpu = machine._cpus[0].vcpu
+    registers = Registers(vcpu.get("regs"), vcpu.get("sregs"))
+    return Stop(
+        "pause",
+        cpu=0,
+        registers=registers,
+        where=machine.symbols.where(registers.pc),
+        past=vcpu.past,
+    )
+
+
 def classify(
     machine: Machine,
     exit: _vmm.Exit,

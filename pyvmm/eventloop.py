@@ -13,7 +13,7 @@ import contextlib
 from threading import Event, Thread, get_ident
 from time import monotonic_ns
 
-from .run import PAUSE
+from .run import LOOK, PAUSE
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -330,7 +330,9 @@ async def run_async(machine: Machine, run: Callable[[], Stop]) -> Stop:
         runner.caller = Caller()
     future = runner.caller.call(run, loop)
     try:
-        return await asyncio.shield(future)
+        while not future.done():
+            await asyncio.wait([future], timeout=LOOK)
+        return future.result()
     except asyncio.CancelledError as cancelled:
         failure = await pause(machine, future)
         raise cancelled from failure

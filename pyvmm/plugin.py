@@ -63,6 +63,7 @@ def in_use() -> bool:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Each example of Hypothesis has its machines fresh."""
+    __tracebackhide__ = True
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if handle is None or USED not in item.stash:
         return (yield)
@@ -77,15 +78,23 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, Any, Any]:
     """A test that failed shows what its guests were doing."""
-    if call.excinfo is None or not in_use():
-        return (yield)
-    from .testing.failure import add_sections, shorten
-
-    shorten(call)
     report = yield
-    if report.failed:
+    if report.failed and in_use():
+        from .testing.failure import add_sections
+
         add_sections(item, call, report)
     return report
+
+
+# Behind the hook by which unittest's tests say what they raised, and before the
+# one that makes the report.
+@pytest.hookimpl(specname="pytest_runtest_makereport")
+def pytest_shorten_traceback(call: pytest.CallInfo[Any]) -> None:
+    """What a guest did is the fault of the line that ran it."""
+    if call.excinfo is not None and in_use():
+        from .testing.failure import shorten
+
+        shorten(call)
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

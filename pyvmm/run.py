@@ -37,6 +37,10 @@ PASSING = (
 # Seconds that Ctrl-C leaves methods of devices on the threads of other vCPUs.
 GRACE = 0.1
 
+# Seconds after which who waits for a run has a look for signals: one that
+# another thread has taken does not wake it.
+LOOK = 0.1
+
 # Why the host wants a run to return.
 PAUSE = "pause"
 CLOSE = "close"
@@ -81,6 +85,13 @@ class Round:
         return max(0.0, self.deadline - monotonic())
 
 
+def look(deadline: float | None) -> float:
+    """Seconds until the next look, or the deadline if that comes first."""
+    if deadline is None:
+        return LOOK
+    return min(LOOK, max(0.0, deadline - monotonic()))
+
+
 class Runner:
     """Runs the vCPUs of one machine.
 
@@ -96,6 +107,7 @@ class Runner:
         self.asked: Asked | None = None  # until a Stop has told it
         self.closed = False
         self.outcome: Stop | BaseException | None = None  # of the last run
+        self.left: Stop | None = None  # where a signal's exception came
         self.background: Thread | None = None
         self.caller: Caller | None = None  # the thread of run_async()
         self._failures: list[BaseException] = []  # of devices' threads
@@ -120,6 +132,7 @@ class Runner:
             self.owner = get_ident()
             self.wanted = None
             self.outcome = None
+            self.left = None
 
     def finish(self, outcome: Stop | BaseException) -> None:
         """The run is over, and this is how it ended."""
@@ -206,8 +219,18 @@ class Runner:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until nobody is inside run(); False: time has passed."""
+        return self.wait_for(lambda: self.owner is None, timeout)
+
+    def wait_for(
+        self, happened: Callable[[], bool], timeout: float | None
+    ) -> bool:
+        """Wait until something has happened; False: time has passed."""
+        deadline = None if timeout is None else monotonic() + timeout
         with self.changed:
-            return self.changed.wait_for(lambda: self.owner is None, timeout)
+            while not self.changed.wait_for(happened, look(deadline)):
+                if deadline is not None and monotonic() >= deadline:
+                    return False
+            return True
 
     def start(self, run: Callable[[], object]) -> None:
         """Call run() on a thread of its own; return once it has begun."""
@@ -320,7 +343,7 @@ class Runner:
         late: BaseException | None = None
         try:
             self._run_one(0, round_)
-        except KeyboardInterrupt as exc:  # between two calls
+        except BaseException as exc:  # of a signal, between two calls
             late = exc
             round_.over = True
             self.kick()
@@ -333,7 +356,8 @@ class Runner:
         """Wait for the vCPUs on other threads, which are on their way out.
 
         Devices' methods that are still at work after `grace`, or when Ctrl-C
-        comes meanwhile, are interrupted as well. What that has raised here.
+        or another signal's exception comes meanwhile, are interrupted as well.
+        What has been raised here.
         """
         from queue import Empty
 
@@ -344,10 +368,10 @@ class Runner:
                 try:
                     self._done.get(timeout=grace)
                     break
-                except KeyboardInterrupt as exc:
-                    late = exc
                 except Empty:
                     grace = None
+                except BaseException as exc:
+                    late = exc
                 for vcpu in self.vcpus[1:]:
                     if not vcpu.closed:
                         vcpu.throw(KeyboardInterrupt)

@@ -40,6 +40,8 @@ def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
         return outcome
     except BaseException as exc:
         outcome = exc
+        if not isinstance(exc, Exception):
+            interrupted(machine)
         raise
     finally:
         try:
@@ -49,6 +51,12 @@ def guarded(machine: Machine, run: Callable[[], Stop], check: bool) -> Stop:
             runner.finish(outcome)
             if machine._close_after:
                 machine.close()
+
+
+def interrupted(machine: Machine) -> None:
+    """Ctrl-C, or a test runner's alarm: keep where the guest was."""
+    if machine._cpus and not machine._cpus[0].vcpu.closed:
+        machine._runner.left = ends.make_pause(machine)
 
 
 def until(machine: Machine, targets: Until, timeout: float | None) -> Stop:
@@ -116,10 +124,9 @@ def run_for_match(
     """Run until console._matched, for expect()."""
     runner = machine._runner
     if runner.owner is not None and not runner.inside:
-        with runner.changed:
-            runner.changed.wait_for(
-                lambda: console._matched or runner.owner is None, timeout
-            )
+        runner.wait_for(
+            lambda: console._matched or runner.owner is None, timeout
+        )
         if console._matched:
             return
         if runner.owner is not None:

@@ -50,13 +50,14 @@ def wrapped(
     inner: Callable[..., Any], used: list[Booted]
 ) -> Callable[..., Any]:
     """`inner`, with fresh machines."""
+    passed = [booted.machine for booted in used]
 
     def again(arguments: dict[str, Any]) -> dict[str, Any]:
-        """They may be others than before, when an example has closed one."""
-        for booted in used:
-            before, now = booted.machine, booted.fresh()
+        """They are others than are passed, once an example has closed one."""
+        for booted, machine in zip(used, passed, strict=True):
+            now = booted.fresh()
             for name, value in arguments.items():
-                if value is before:
+                if value is machine:
                     arguments[name] = now
         return arguments
 
@@ -64,12 +65,14 @@ def wrapped(
 
         @wraps(inner)
         async def run_async(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             return await inner(*args, **again(kwargs))
 
         return run_async
 
     @wraps(inner)
     def run(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         return inner(*args, **again(kwargs))
 
     return run
@@ -85,11 +88,11 @@ def only_ours(item: pytest.Item) -> bool:
     )
     if active is None:
         return False
-    names = inspect.signature(item.function).parameters  # type: ignore[attr-defined]
+    params = getattr(getattr(item, "callspec", None), "params", {})
     return all(
         name in item.stash[USED] or active(name).scope != "function"
-        for name in names
-        if name in item.funcargs  # type: ignore[attr-defined]
+        for name in inspect.signature(item.function).parameters  # type: ignore[attr-defined]
+        if name in item.funcargs and name not in params  # type: ignore[attr-defined]
     )
 
 

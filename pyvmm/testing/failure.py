@@ -91,7 +91,7 @@ def of_machine(name: str, machine: Machine) -> Iterator[tuple[str, str]]:
         lines = machine.console.text.splitlines()[-CONSOLE_LINES:]
         yield f"console of {name}", "\n".join(lines)
     if not machine.closed and machine._cpus:
-        yield from of_cpus(name, machine, final(outcome))
+        yield from of_cpus(name, machine, final(outcome) or runner.left)
     if outcome is not None:
         yield f"end of the last run of {name}", ended(outcome)
     yield f"machine {name}", repr(machine)
