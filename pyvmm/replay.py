@@ -14,7 +14,6 @@ from itertools import islice
 from time import monotonic
 
 from . import _vmm, running, x86
-from . import snapshot as snapshots
 from .run import closed_error
 from .stop import MEANT
 from .until import Armed
