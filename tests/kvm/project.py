@@ -110,8 +110,16 @@ def run_pytest(
     stdin: str = "",
     cache: bool = False,
     columns: int = 120,
+    alone: bool = False,
 ) -> Done:
-    """pytest in a process of its own, in that folder."""
+    """pytest in a process of its own, in that folder.
+
+    `alone`: without the plugins of others, which takes a third of the time.
+    """
+    env = {**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": str(columns)}
+    if alone:
+        env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        args = ("-p", "pyvmm.plugin", *args)
     done = subprocess.run(
         [
             sys.executable,
@@ -122,7 +130,7 @@ def run_pytest(
             *args,
         ],
         cwd=folder,
-        env={**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": str(columns)},
+        env=env,
         input=stdin,
         capture_output=True,
         text=True,

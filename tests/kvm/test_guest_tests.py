@@ -82,6 +82,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run(folder: Path, *args: str, cache: bool = False) -> Done:
+    return run_pytest(folder, *args, cache=cache, alone=True)
+
+
 def write(folder: Path, name: str, text: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(dedent(text))
@@ -100,7 +104,7 @@ def report(done: Done, name: str) -> str:
 
 def test_they_pass(folder: Path) -> None:
     write(folder, "guest_math.c", MATH)
-    done = run_pytest(folder, "-v", "-rs")
+    done = run(folder, "-v", "-rs")
     done.counts(passed=12, skipped=1)
     names = re.findall(r"^guest_math.c::(.*?) [PS]", done.text, re.MULTILINE)
     assert names == [
@@ -113,12 +117,12 @@ def test_they_pass(folder: Path) -> None:
 
 def test_in_ring_3(folder: Path) -> None:
     write(folder, "guest_math.c", f"// pyvmm: mode=user\n{MATH}")
-    run_pytest(folder).counts(passed=12, skipped=1)
+    run(folder).counts(passed=12, skipped=1)
 
 
 def test_by_clang(folder: Path) -> None:
     write(folder, "guest_math.c", f"// pyvmm: compiler=clang\n{MATH}")
-    run_pytest(folder).counts(passed=12, skipped=1)
+    run(folder).counts(passed=12, skipped=1)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
@@ -156,7 +160,7 @@ def test_many_tests_are_one_boot(
 
 def test_what_a_failure_says(folder: Path) -> None:
     write(folder, "guest_fails.c", FAILS)
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(passed=1, failed=6)
     assert report(done, "values").strip() == dedent(
         """\
@@ -280,7 +284,7 @@ SAID = {
 def spite(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("spite")
     write(folder, "guest_spite.c", SPITE)
-    return run_pytest(folder, "-rA")
+    return run(folder, "-rA")
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -307,7 +311,7 @@ def test_a_guest_that_does_not_boot(folder: Path) -> None:
         TEST(two) { }
         """,
     )
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(failed=2)
     for name in ("one", "two"):
         text = report(done, name)
@@ -333,7 +337,7 @@ def test_an_image_of_another_version(folder: Path) -> None:
         """,
     )
     guest.build(source, out=folder / "guest_one.elf")
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(failed=1)
     assert "tests of version 7" in done.text
 
@@ -344,7 +348,7 @@ def test_an_image_of_another_version(folder: Path) -> None:
 def test_one_that_does_not_compile(folder: Path) -> None:
     write(folder, "guest_bad.c", "#include <test.h>\nTEST(one) { nonsense }\n")
     write(folder, "guest_math.c", MATH)
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(passed=12, skipped=1, failed=1)
     text = report(done, "build")
     assert text.startswith("guest_bad.c: In function 'test_one':\n")
@@ -367,7 +371,7 @@ WRONG = [
 def test_words_that_are_wrong(folder: Path) -> None:
     for i, (words, _) in enumerate(WRONG):
         write(folder, f"guest_{i}.c", f"/*\n * pyvmm: {words}\n */\n{MATH}")
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(failed=len(WRONG))
     for i, (_, message) in enumerate(WRONG):
         assert re.search(rf"^guest_{i}\.c: .*{message}", done.text, re.M)
@@ -405,7 +409,7 @@ def test_images_that_make_no_sense(folder: Path) -> None:
             }};
             """,
         )
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(failed=len(ODD))
     for i, (_, message) in enumerate(ODD):
         pattern = rf"^guest_{i}\.c: .*{re.escape(message)}"
@@ -415,7 +419,7 @@ def test_images_that_make_no_sense(folder: Path) -> None:
 def test_two_of_one_name(folder: Path) -> None:
     write(folder, "guest_one.c", "/* pyvmm: sources=two.c */\n" + MATH)
     write(folder, "two.c", "#include <test.h>\nTEST(adds) { }\n")
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(failed=1)
     assert "two tests are called 'adds': " in done.text
 
@@ -426,28 +430,28 @@ def test_two_of_one_name(folder: Path) -> None:
 def test_node_ids_and_k_and_x(folder: Path) -> None:
     write(folder, "guest_fails.c", FAILS)
     write(folder, "guest_math.c", MATH)
-    run_pytest(folder, "guest_math.c::twice[-5]").counts(passed=1)
-    done = run_pytest(folder, "-k", "twice or deep")
+    run(folder, "guest_math.c::twice[-5]").counts(passed=1)
+    done = run(folder, "-k", "twice or deep")
     assert "1 failed, 3 passed, 16 deselected" in done.text
-    done = run_pytest(folder, "-x")
+    done = run(folder, "-x")
     done.counts(failed=1)
-    assert run_pytest(folder, "guest_math.c::nothing").code == 4
+    assert run(folder, "guest_math.c::nothing").code == 4
 
 
 def test_last_failed(folder: Path) -> None:
     write(folder, "guest_fails.c", FAILS)
     write(folder, "guest_math.c", MATH)
-    run_pytest(folder, cache=True).counts(passed=13, skipped=1, failed=6)
-    done = run_pytest(folder, "--lf", cache=True)
+    run(folder, cache=True).counts(passed=13, skipped=1, failed=6)
+    done = run(folder, "--lf", cache=True)
     assert "6 failed" in done.text and "passed" not in done.text
     write(folder, "guest_fails.c", FAILS.replace("for a reason", "again"))
-    assert "again" in run_pytest(folder, "--lf", cache=True).text
+    assert "again" in run(folder, "--lf", cache=True).text
 
 
 def test_junit(folder: Path) -> None:
     write(folder, "guest_fails.c", FAILS)
     write(folder, "guest_math.c", MATH)
-    run_pytest(folder, "--junitxml=report.xml")
+    run(folder, "--junitxml=report.xml")
     cases = {
         case.get("name"): case
         for case in ElementTree.parse(folder / "report.xml").iter("testcase")
@@ -483,8 +487,8 @@ def test_collecting_needs_no_kvm(folder: Path) -> None:
         pyvmm.host.kvm = kvm
         """,
     )
-    assert "13 tests collected" in run_pytest(folder, "--collect-only").text
-    done = run_pytest(folder, "-rs")
+    assert "13 tests collected" in run(folder, "--collect-only").text
+    done = run(folder, "-rs")
     done.counts(skipped=13)
     assert "no KVM in here" in done.text
 
@@ -523,7 +527,7 @@ def test_words_in_a_source(folder: Path) -> None:
         "kernel/kernel.c",
         '#include "kernel.h"\nint kernel(void) { return 2 * N; }\n',
     )
-    run_pytest(folder, "tests").counts(passed=2)
+    run(folder, "tests").counts(passed=2)
     # And the same by the ini file, whose paths are seen from there.
     write(
         folder,
@@ -541,7 +545,7 @@ def test_words_in_a_source(folder: Path) -> None:
     )
     write(folder, "tests/words.guest.c", plain)
     write(folder, "tests/guest_not.c", "this is none of them")
-    run_pytest(folder).counts(passed=2)
+    run(folder).counts(passed=2)
 
 
 def test_a_device_of_the_projects(folder: Path) -> None:
@@ -571,7 +575,7 @@ def test_a_device_of_the_projects(folder: Path) -> None:
                 self.value = value
         """,
     )
-    run_pytest(folder).counts(passed=2)
+    run(folder).counts(passed=2)
 
 
 def test_the_time_that_is_left(folder: Path) -> None:
@@ -584,9 +588,9 @@ def test_the_time_that_is_left(folder: Path) -> None:
         """,
     )
     write(folder, "pytest.ini", "[pytest]\npyvmm_guest_timeout = 0.25\n")
-    assert "still running after 0.25 s" in run_pytest(folder).text
+    assert "still running after 0.25 s" in run(folder).text
     write(folder, "pytest.ini", "[pytest]\npyvmm_guest_timeout = soon\n")
-    done = run_pytest(folder)
+    done = run(folder)
     assert done.code != 0
     assert "pyvmm_guest_timeout: 'soon' is not a number of seconds" in done.text
 
@@ -614,7 +618,7 @@ def test_assembly(folder: Path) -> None:
                 ret
             """,
         )
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(passed=2, failed=2)
     for mode in ("protected", "user"):
         assert f"guest_{mode}.S:14: ASSERT_CC(z)" in done.text
@@ -627,7 +631,7 @@ def test_files_that_are_no_images(folder: Path) -> None:
     whole = (ROOT / "build/guest/hello.elf").read_bytes()
     (folder / "guest_half.elf").write_bytes(whole[: len(whole) // 2])
     (folder / "guest_binary.c").write_bytes(bytes(range(256)))
-    done = run_pytest(folder)
+    done = run(folder)
     done.counts(failed=4)
     assert "Traceback" not in done.text and "INTERNAL" not in done.text
     assert "guest_empty.elf: " in done.text
@@ -636,7 +640,7 @@ def test_files_that_are_no_images(folder: Path) -> None:
 def test_an_image_made_elsewhere(folder: Path) -> None:
     write(folder, "math.c", MATH)
     guest.build(folder / "math.c", out=folder / "guest_math.elf")
-    run_pytest(folder).counts(passed=12, skipped=1)
+    run(folder).counts(passed=12, skipped=1)
 
 
 # -- programs, TAP, kernels of others ------------------------------------------
@@ -670,7 +674,7 @@ def test_programs(folder: Path) -> None:
     for i, (text, status, _, _) in enumerate(PROGRAMS):
         source = PROGRAM.format(text=text, status=status)
         write(folder, f"guest_{i}.c", source)
-    done = run_pytest(folder, "-v", "-rfs")
+    done = run(folder, "-v", "-rfs")
     for i, (_, _, expected, said) in enumerate(PROGRAMS):
         assert re.search(rf"guest_{i}.c::program {expected}", done.text)
         if expected == "FAILED":
@@ -768,7 +772,7 @@ def test_kernels(folder: Path) -> None:
         guest.build(folder / "kernel.c", out=folder / name)
         lines.append(f"    {name}  {words}")
     (folder / "pytest.ini").write_text("\n".join(lines))
-    done = run_pytest(folder, "-v")
+    done = run(folder, "-v")
     for i, (_, _, said) in enumerate(KERNELS):
         if said:
             pattern = rf"FAILED kernels/k{i}.elf::\S+ - {re.escape(said)}"
@@ -792,14 +796,14 @@ def test_kernels_are_listed(folder: Path) -> None:
             kernels/faults.elf cmdline=halt
         """
     write(folder, "pytest.ini", lines)
-    done = run_pytest(folder, "-v")
+    done = run(folder, "-v")
     done.counts(passed=3, failed=1)
     for name in ("hello", "panics", "faults-1"):
         assert re.search(rf"kernels/\w+\.elf::{name} ", done.text)
     assert "the run ended by halt" in done.text
     run_pytest(folder, "-n2").counts(passed=3, failed=1)
-    run_pytest(folder, "test_it.py").counts(passed=1)
-    run_pytest(folder, "kernels", "-k", "hello or panics").counts(passed=2)
+    run(folder, "test_it.py").counts(passed=1)
+    run(folder, "kernels", "-k", "hello or panics").counts(passed=2)
     write(folder, "pytest.ini", lines + "            kernels/none.elf\n")
-    done = run_pytest(folder)
+    done = run(folder)
     assert done.code == 4 and "kernels/none.elf" in done.text

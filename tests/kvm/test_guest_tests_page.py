@@ -34,7 +34,7 @@ for kind, text in BLOCK.findall(PAGE):
 @pytest.mark.parametrize("name", REPORTS)
 def test_reports(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(FILES[name])
-    done = run_pytest(tmp_path, "-rfs", columns=80)
+    done = run_pytest(tmp_path, "-rfs", columns=80, alone=True)
     printed = done.text[done.text.index(name) :]
     printed = printed[: printed.rindex("\n=") + 1]
     expected = REPORTS[name]
@@ -49,7 +49,7 @@ def test_the_driver(tmp_path: Path) -> None:
         "bool driver_probe(void *dev)\n"
         "{ return DEBUG && virtio_find(VIRTIO_ID_RNG, 0, dev); }\n"
     )
-    run_pytest(tmp_path).counts(passed=1)
+    run_pytest(tmp_path, alone=True).counts(passed=1)
 
 
 def test_the_lines_of_the_ini_file() -> None:

@@ -58,7 +58,7 @@ def test_its_tests_fail_when_the_kernel_is_wrong(
 ) -> None:
     path = made / "guest/kernel.c"
     path.write_text(path.read_text().replace("return a;", "return a + 1;"))
-    done = run_pytest(made)
+    done = run_pytest(made, alone=True)
     done.counts(passed=7, failed=7)
     assert "tests/guest_kernel.c:11: EXPECT_EQ(gcd(9, 28), 1)" in done.text
 

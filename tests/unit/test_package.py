@@ -105,6 +105,7 @@ def test_install(wheel: Path, tmp_path: Path) -> None:
     assert "pyvmm/py.typed" in names
     assert "pyvmm/devices/__init__.py" in names
     assert "pyvmm/sdk/include/pyvmm/start_info.h" in names
+    assert "pyvmm/sdk/template/dot-github/workflows/ci.yml" in names
     assert not [n for n in names if n.endswith((".o", ".elf", ".pyc"))]
     scripts = [n for n in names if ".data/scripts/" in n]
     assert [n.rpartition("/")[2] for n in scripts] == ["pyvmm"]
@@ -137,6 +138,10 @@ def test_install(wheel: Path, tmp_path: Path) -> None:
     assert Path(image).is_relative_to(tmp_path / ".cache/pyvmm")
     if os.path.exists("/dev/kvm"):
         assert run(program, "run", image, cwd=tmp_path) == "built\n"
+    assert "now: cd mine" in run(
+        program, "new-kernel-project", "mine", cwd=tmp_path
+    )
+    assert (tmp_path / "mine/.github/workflows/ci.yml").exists()
     by_launcher = run(program, "info", cwd=tmp_path)
     by_module = run(python, "-m", "pyvmm", "info", cwd=tmp_path)
     assert by_launcher == by_module
