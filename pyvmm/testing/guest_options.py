@@ -67,6 +67,10 @@ VALUES: dict[str, Callable[[str], Any] | None] = {
     "tap": None,
 }
 
+# Words that mean nothing to an image with tests, and to one that is there.
+OF_PROGRAMS = ("name", "port", "pass", "log", "tap")
+OF_BUILDS = ("mode", "sources", "include", "flags", "compiler")
+
 LISTS = ("device", "sources", "include", "flags")  # may come again
 PATHS = ("sources", "include", "initrd")  # from the folder of the file
 
@@ -85,18 +89,21 @@ class Options:
             name: [] if name in LISTS else None if parse else False
             for name, parse in VALUES.items()
         }
+        self.given: list[str] = []  # names, by the last add()
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
     def add(self, text: str, folder: str) -> None:
         """The words in `text`; paths are seen from `folder`."""
+        self.given = []
         for word in shlex.split(text):
             name, equals, value = word.partition("=")
             if name not in VALUES:
                 raise ValueError(
                     f"{name!r} is none of {', '.join(sorted(VALUES))}"
                 )
+            self.given.append(name)
             parse = VALUES[name]
             if parse is None:
                 if equals:
@@ -115,6 +122,12 @@ class Options:
                 self._values[name] = [*self._values[name], parsed]
             else:
                 self._values[name] = parsed
+
+    def refuse(self, names: tuple[str, ...], why: str) -> None:
+        """ValueError when the last add() gave one of these."""
+        for name in self.given:
+            if name in names:
+                raise ValueError(f"{name} is {why}")
 
     def machine(self, cmdline: str = "") -> Machine:
         """A machine as they describe it, with nothing loaded."""

@@ -91,7 +91,7 @@ class Tests:
         """The machine at the moment in which its tests begin."""
         machine = self.options.machine(guest_image.WORD)
         try:
-            machine.load(self.image)
+            machine.load(self.image, initrd=self.options["initrd"])
             stop = machine.run(timeout=self.timeout, check=False)
             if stop.status != guest_image.TEST_EXIT_READY:
                 raise GuestTestFailed(
@@ -144,9 +144,10 @@ class Tests:
         raise failed(machine, stop, record, test, address)
 
     def close(self) -> None:
-        """The machine goes."""
+        """The machine goes; a further run() boots another one."""
         if self._machine is not None:
             self._machine.close()
+        self._machine = self._snap = None
 
 
 def passed(record: Record, stop: Stop) -> bool:

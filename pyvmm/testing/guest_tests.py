@@ -19,7 +19,7 @@ import pytest
 from .. import guest
 from ..errors import Error
 from . import guest_image
-from .guest_options import Options, in_source
+from .guest_options import OF_BUILDS, OF_PROGRAMS, Options, in_source
 from .guest_run import (
     GuestTestFailed,
     GuestTestSkipped,
@@ -178,6 +178,7 @@ class GuestFile(pytest.File):
                 self, name="program", image=image, options=options
             )
             return
+        options.refuse(OF_PROGRAMS, "of programs, and this file has tests")
         found = guest_image.read_tests(data)
         timeout = options["timeout"] or default_timeout(self.config)
         self.tests = Tests(image, options, timeout)
@@ -220,6 +221,7 @@ class KernelFile(pytest.File):
                 options = make_options(
                     self.config, words, "pyvmm_guests", folder(self.config)
                 )
+                options.refuse(OF_BUILDS, "of sources, and this is an image")
             except ValueError as exc:
                 yield BrokenItem.from_parent(
                     self, name=f"line-{number}", text=str(exc)

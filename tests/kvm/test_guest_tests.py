@@ -365,6 +365,7 @@ WRONG = [
     ("cpus", r"cpus needs a value: cpus=\.\.\."),
     ("mode=real", r"mode 'real': C snippets run in protected or user"),
     ("sources=none.c", r"none\.c"),
+    ("pass=3", "pass is of programs, and this file has tests"),
 ]
 
 
@@ -436,6 +437,20 @@ def test_node_ids_and_k_and_x(folder: Path) -> None:
     done = run(folder, "-x")
     done.counts(failed=1)
     assert run(folder, "guest_math.c::nothing").code == 4
+
+
+def test_in_any_order(folder: Path) -> None:
+    """A file that pytest has left and comes back to boots again."""
+    for name in ("one", "two"):
+        write(folder, f"guest_{name}.c", MATH)
+    ids = [
+        f"guest_{name}.c::{test}"
+        for test in ("counts", "counts_anew", "adds")
+        for name in ("one", "two")
+    ]
+    done = run(folder, "-v", *ids)
+    done.counts(passed=6)
+    assert re.findall(r"^(\S+) PASSED", done.text, re.MULTILINE) == ids
 
 
 def test_last_failed(folder: Path) -> None:
@@ -758,6 +773,7 @@ KERNELS = [
     ("serial tap", 'say("1..1\\nok 1\\n");', ""),
     ("serial tap", 'say("hello\\n");', "there is no TAP on the console"),
     ("serial prot=1", "", "pyvmm_guests: 'prot' is none of"),
+    ("mode=user", "", "mode is of sources, and this is an image"),
     ("preset=mac", "", "ValueError: preset 'mac' is none of pc"),
 ]
 
