@@ -68,19 +68,19 @@ class Tests:
         self.image = image
         self.options = options
         self.timeout = timeout
-        self._machine: Machine | None = None
+        self.machine: Machine | None = None
         self._snap: Snapshot | None = None
         self._failure: GuestTestFailed | None = None
 
     def _fresh(self) -> Machine:
         """The machine as it was when it was ready for tests."""
-        if self._machine is not None and self._snap is not None:
-            self._machine.restore(self._snap)
-            return self._machine
+        if self.machine is not None and self._snap is not None:
+            self.machine.restore(self._snap)
+            return self.machine
         if self._failure is not None:
             raise self._failure
         try:
-            self._machine = machine = self._boot()
+            self.machine = machine = self._boot()
         except GuestTestFailed as exc:
             self._failure = exc  # the other tests would fare no better
             raise
@@ -145,9 +145,9 @@ class Tests:
 
     def close(self) -> None:
         """The machine goes; a further run() boots another one."""
-        if self._machine is not None:
-            self._machine.close()
-        self._machine = self._snap = None
+        if self.machine is not None:
+            self.machine.close()
+        self.machine = self._snap = None
 
 
 def passed(record: Record, stop: Stop) -> bool:
@@ -243,6 +243,12 @@ def details(machine: Machine, stop: Stop) -> str:
     parts: list[str] = []
     if stop.status is None:
         parts.append(stop.report.partition("\n")[2])
+    return "\n".join([*parts, place(machine)])
+
+
+def place(machine: Machine) -> str:
+    """Backtrace and console."""
+    parts: list[str] = []
     try:
         found = frames(machine)
     except Exception as exc:
@@ -253,6 +259,13 @@ def details(machine: Machine, stop: Stop) -> str:
         parts += [f"#{i} {where}" for i, where in enumerate(found)]
     parts.append(console(machine))
     return "\n".join(filter(None, parts))
+
+
+def interrupted(machine: Machine) -> str:
+    """Where a guest was when something else ended its test."""
+    if machine.closed or machine.running:
+        return repr(machine)
+    return "\n".join([repr(machine.cpu), place(machine)])
 
 
 def console(machine: Machine) -> str:

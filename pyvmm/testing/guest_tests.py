@@ -24,6 +24,7 @@ from .guest_run import (
     GuestTestFailed,
     GuestTestSkipped,
     Tests,
+    interrupted,
     run_program,
 )
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from ..machine import Machine
     from .guest_image import GuestTest
 
 # What a backtrace needs to be complete.
@@ -309,7 +311,16 @@ class Item(pytest.Item):
             return Failure(
                 f"{type(error).__name__}: {error}", str(self.path), self.line
             )
+        if isinstance(error, pytest.fail.Exception) and self.machine:
+            # As of pytest-timeout: the stack of this process says nothing.
+            text = f"{error.msg}\n{interrupted(self.machine)}"
+            return Failure(text, str(self.path), self.line)
         return super().repr_failure(excinfo, style)
+
+    @property
+    def machine(self) -> Machine | None:
+        """The machine that it runs on, while it is there."""
+        return None
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.line - 1, self.name
@@ -339,6 +350,11 @@ class GuestItem(Item):
         super().__init__(**options)
         self.test = test
         self.line = test.line
+
+    @property
+    def machine(self) -> Machine | None:
+        tests = getattr(self.parent, "tests", None)
+        return tests.machine if tests is not None else None
 
     def run(self) -> None:
         assert isinstance(self.parent, GuestFile)

@@ -610,6 +610,25 @@ def test_the_time_that_is_left(folder: Path) -> None:
     assert "pyvmm_guest_timeout: 'soon' is not a number of seconds" in done.text
 
 
+def test_ended_by_pytest_timeout(folder: Path) -> None:
+    """The report is of the guest, not of the stack of pytest."""
+    write(
+        folder,
+        "guest_hangs.c",
+        """\
+        #include <test.h>
+        TEST(hangs, .timeout = 600) { for (;;) cpu_relax(); }
+        TEST(fine) { }
+        """,
+    )
+    done = run(folder, "-p", "pytest_timeout", "--timeout=2")
+    done.counts(passed=1, failed=1)
+    text = report(done, "hangs")
+    assert text.startswith("Timeout (>2.0s) from pytest-timeout.")
+    assert re.search(r"#0 test_hangs\S* io.h:", text)
+    assert "Traceback" not in text and "item.runtest" not in text
+
+
 def test_assembly(folder: Path) -> None:
     for mode in ("protected", "user"):
         write(
