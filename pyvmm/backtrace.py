@@ -98,7 +98,7 @@ class Unwinder:
         self.known: dict[str, int] = {name: now[name] for name in self.names}
         self.pc = now.pc
         self.called = False  # whether pc is behind a call
-        self.frames: Frames = self.symbols.frames()
+        self.frames: Frames = self.symbols._call_frames()
 
     def walk(self, limit: int) -> Backtrace:
         """The frames."""

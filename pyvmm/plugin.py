@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._vmm import KVM
+    from .testing.guest_cov import GuestCoverage
     from .testing.machines import Booted
 
 # Of the configuration: the machines of each boot function, by its param.
 BOOTED: pytest.StashKey[dict[object, list[tuple[object, Booted]]]] = (
     pytest.StashKey()
 )
+# Of the configuration: what collects the coverage of guests, if that is wanted.
+COVERAGE: pytest.StashKey[GuestCoverage] = pytest.StashKey()
+COVER = "pyvmm.testing.cover"  # the plugin of coverage.py
 # Of an item, or of what a wider fixture belongs to: the machines by name.
 USED: pytest.StashKey[dict[str, Booted]] = pytest.StashKey()
 
@@ -36,12 +40,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     text = "save the machines of failing tests to snapshot files in DIR"
     group = parser.getgroup("pyvmm")
     group.addoption("--pyvmm-save-failed", metavar="DIR", help=text)
+    group.addoption(
+        "--pyvmm-cov",
+        metavar="FILE",
+        help="write the line coverage of guests to an lcov file",
+    )
     add = parser.addini
     add("pyvmm_save_failed", f"{text}, relative to the ini file")
     add("pyvmm_guest_files", "guest tests", "args", default=GUEST_FILES)
     add("pyvmm_guest_timeout", "seconds of each guest test", default="10")
     add("pyvmm_guest_options", "machine and build of guest tests", default="")
     add("pyvmm_guests", "kernels to run, with options", "linelist", default=[])
+
+
+# Behind pytest-cov, which may have begun only then.
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Coverage of guests is collected if somebody wants it."""
+    config = session.config
+    if config.getoption("--pyvmm-cov") is None and COVER not in sys.modules:
+        return
+    from .testing.guest_cov import wanted
+
+    coverage = wanted(config)
+    if coverage is not None:
+        config.stash[COVERAGE] = coverage
+        config.pluginmanager.register(coverage, "pyvmm guest coverage")
 
 
 @pytest.fixture(scope="session")

@@ -219,7 +219,7 @@ class Symbols:
         find = self._lines.find  # type: ignore[attr-defined]
         return find(address)  # type: ignore[no-any-return]
 
-    def frames(self) -> Frames:
+    def _call_frames(self) -> Frames:
         """Call frame information, where DWARF is readable."""
         if self._frames is None:
             from .dwarf import Frames

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..debug import Point
     from ..machine import Machine
     from ..snapshot import Snapshot
+    from .guest_cov import GuestCoverage
 
     Boot = Callable[..., object]
 
@@ -39,10 +40,14 @@ class Booted:
     """
 
     def __init__(
-        self, make: Callable[[], Machine], boot: Callable[[Machine], object]
+        self,
+        make: Callable[[], Machine],
+        boot: Callable[[Machine], object],
+        coverage: GuestCoverage | None = None,
     ) -> None:
         self._make = make
         self._boot = boot
+        self._coverage = coverage
         self.machine: Machine | None = None
         self.failure: BaseException | None = None
         self._snap: Snapshot | None = None
@@ -84,6 +89,8 @@ class Booted:
         self._devices = machine.devices
         self._points = machine.breakpoints
         self._trace = machine.trace
+        if self._coverage is not None:
+            self._coverage.booted(machine)
         return machine
 
     def _is_whole(self, machine: Machine) -> bool:
@@ -96,10 +103,18 @@ class Booted:
         runner = machine._runner
         with runner.changed:
             runner._failures.clear()  # of devices' threads, and of no run
+        self.count()
         machine.restore(self._snap)
+        if self._coverage is not None:
+            self._coverage.restored(machine)
         machine.trace = self._trace
         if machine.breakpoints != self._points:
             machine._debug.points[:] = self._points
+
+    def count(self) -> None:
+        """What the guest has run is part of its coverage."""
+        if self._coverage is not None and self.machine is not None:
+            self._coverage.left(self.machine)
 
     def leave(self) -> None:
         """The test is over: its guest stands still, and does not keep to
@@ -107,8 +122,11 @@ class Booted:
         machine = self.machine
         if machine is None or machine.closed:
             return
-        if machine.running or machine._runner.background is not None:
-            machine.pause()
+        try:
+            if machine.running or machine._runner.background is not None:
+                machine.pause()
+        finally:
+            self.count()
 
     def close(self) -> None:
         """The machine goes."""
@@ -242,7 +260,7 @@ def new(
     given: dict[str, Any],
 ) -> Booted:
     """One for this function and param, not booted yet."""
-    from ..plugin import BOOTED
+    from ..plugin import BOOTED, COVERAGE
 
     param = getattr(request, "param", None)
     further = param if isinstance(param, dict) else {}
@@ -253,7 +271,11 @@ def new(
         one: Machine = (kind or Machine)(**options, **further)
         return one
 
-    booted = Booted(make, lambda machine: boot(machine, **given))
+    booted = Booted(
+        make,
+        lambda machine: boot(machine, **given),
+        request.config.stash.get(COVERAGE, None),
+    )
     all_booted = request.config.stash.setdefault(BOOTED, {})
     all_booted.setdefault(boot, []).append((param, booted))
     return booted
