@@ -40,6 +40,7 @@ SDK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sdk")
 INCLUDE = os.path.join(SDK, "include")
 LIB = os.path.join(SDK, "lib")
 LINK_SCRIPT = os.path.join(LIB, "link.ld")
+COVERAGE = f"@{os.path.join(LIB, 'coverage.flags')}"
 
 # Mode: option of the compiler.
 COMPILER = {"protected": "-m32", "user": "-m64"}
@@ -64,6 +65,7 @@ def build(
     flags: Iterable[str] = (),
     script: Name | None = None,
     compiler: str | None = None,
+    coverage: bool = False,
     out: Name | None = None,
 ) -> str:
     """Build a guest of C and assembly on the guest SDK; the ELF file's path.
@@ -72,8 +74,9 @@ def build(
     `mode`: "protected", 32-bit in ring 0, or "user", 64-bit in ring 3.
     `include`: folders with headers. `flags`: further options of the compiler.
     `script`: a linker script in place of the SDK's. `compiler`: gcc or clang,
-    by name or path; otherwise $CC, else the one that is installed. `out`: put
-    a copy there, and return that path.
+    by name or path; otherwise $CC, else the one that is installed. `coverage`:
+    count the edges that the sources take (`coverage.h`), for replay(). `out`:
+    put a copy there, and return that path.
 
     Raises CompileError with the compiler's words, Error when there is no
     compiler, OSError for a file that cannot be read, ValueError and TypeError
@@ -87,7 +90,8 @@ def build(
             raise ValueError(
                 f"{path!r} is none of {', '.join(SOURCES + OBJECTS)}"
             )
-    built = Build(mode, include, flags, script, compiler)
+    more = [COVERAGE, *flags] if coverage else flags
+    built = Build(mode, include, more, script, compiler)
     objects = [
         path if path.endswith(OBJECTS) else built.compile(path)
         for path in paths
@@ -100,9 +104,11 @@ def build(
     return target
 
 
-def build_text(source: str, mode: str = "protected") -> bytes:
+def build_text(
+    source: str, mode: str = "protected", coverage: bool = False
+) -> bytes:
     """An ELF file of the C program in `source`; raises as build()."""
-    built = Build(mode)
+    built = Build(mode, flags=[COVERAGE] if coverage else [])
     image = built.link([built.compile("-", source)], "snippet")
     with open(image, "rb") as file:
         return file.read()

@@ -138,6 +138,7 @@ def make_image(
     at: int | None,
     mode: str | None,
     entry: Address | None,
+    coverage: bool = False,
 ) -> Image:
     """The image that load()'s arguments describe.
 
@@ -149,6 +150,8 @@ def make_image(
             "load() takes one of a path or bytes of an ELF file, asm=, c=, raw="
         )
     check_mode(mode)
+    if coverage and c is None:
+        raise ValueError("coverage=True goes with c=: others are built already")
     if at is not None and (source is not None or c is not None):
         raise ValueError("at= goes with asm= and raw=: an ELF file says itself")
     if mode == "real" and not memory.span(*REAL_RAM):
@@ -165,7 +168,7 @@ def make_image(
     if c is not None:
         from .snippet import compile_c
 
-        data = compile_c(c, mode or "protected")
+        data = compile_c(c, mode or "protected", coverage)
         # The runtime goes to its ring itself, from where start_info enters.
         return ElfImage("c", data, memory, "protected", entry)
     if isinstance(source, str | PathLike):

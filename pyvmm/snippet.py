@@ -73,12 +73,13 @@ def assemble(source: str, mode: str, at: int) -> bytes:
             return file.read()
 
 
-def compile_c(source: str, mode: str) -> bytes:
+def compile_c(source: str, mode: str, coverage: bool = False) -> bytes:
     """An ELF file of the C program and the guest runtime (`runtime.h`).
 
-    `mode`: "protected", 32-bit in ring 0, or "user", 64-bit in ring 3. Raises
-    Error with the compiler's words.
+    `mode`: "protected", 32-bit in ring 0, or "user", 64-bit in ring 3.
+    `coverage`: count the program's edges, the runtime's not (`coverage.h`).
+    Raises Error with the compiler's words.
     """
     from .guest import build_text
 
-    return build_text(source, mode)
+    return build_text(source, mode, coverage)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests that are built with coverage, and what replay() makes of it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pyvmm
+from pyvmm import snippet
+
+pytestmark = pytest.mark.usefixtures("kvm")
+
+NESTED = r"""
+#include <runtime.h>
+
+char buf[64];
+unsigned size;
+volatile unsigned depth; /* else a compiler makes one condition of them */
+
+static void parse(const char *p, unsigned n)
+{
+    if (n < 4)
+        return;
+    if (p[0] == 'D' && ++depth)
+        if (p[1] == 'E' && ++depth)
+            if (p[2] == 'E' && ++depth)
+                if (p[3] == 'P' && ++depth)
+                    *(volatile int *)0xe0000000 = 1;
+}
+
+int main(void)
+{
+    print("ready\n");
+    parse(buf, size);
+    return 0;
+}
+"""
+
+# Each goes deeper than the one before.
+DEEPER = [b"....", b"D...", b"DE..", b"DEE.", b"DEEP"]
+
+MAP = "pyvmm_coverage"
+
+
+def check_deeper(m: pyvmm.Machine) -> None:
+    """Each deeper one is news, and nothing else is."""
+    m.run(until=pyvmm.printed("ready\n"), timeout=5)
+    snap = m.snapshot()
+    inputs = [DEEPER[0], *DEEPER, *DEEPER[:-1]]
+    options = {"into": "buf", "max_size": 64, "length": ("size", 4)}
+    cases = list(m.replay(snap, inputs, timeout=5, coverage="edges", **options))
+    assert [case.data for case in cases] == DEEPER
+    assert all(case.new for case in cases)
+    assert [case.reason for case in cases] == [
+        *["exit"] * 4, "unclaimed access",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["protected", "user"])
+def test_deeper_is_new(mode) -> None:
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=NESTED, mode=mode, coverage=True)
+        assert m.symbols[MAP] % 4096 == 0
+        check_deeper(m)
+
+
+@pytest.mark.parametrize("how", ["trace-pc", "edge,trace-pc-guard"])
+@pytest.mark.parametrize("bits", ["-m32", "-m64"])
+def test_clang_has_two_ways(tmp_path, how, bits) -> None:
+    clang = shutil.which("clang")
+    assert clang, "clang is one of the packages of make check"
+    lib = Path(snippet.SDK, "lib")
+    base = [clang, bits, f"@{lib}/compile.flags", f"-I{snippet.SDK}/include"]
+    source, made, image = (tmp_path / n for n in ("x.c", "x.o", "x.elf"))
+    source.write_text(NESTED)
+    subprocess.run(
+        [*base, f"-fsanitize-coverage={how}", "-c", "-o", made, source],
+        check=True,
+    )
+    runtime = [p for p in lib.iterdir() if p.suffix in (".c", ".S")]
+    subprocess.run(
+        [
+            *base, f"@{lib}/link.flags", "-T", lib / "link.ld",
+            "-Wl,--gc-sections", "-o", image, made, *runtime,
+        ],
+        check=True,
+    )  # fmt: skip
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(image)
+        check_deeper(m)
+
+
+def test_counters_stay_at_255() -> None:
+    source = """
+        #include <coverage.h>
+        #include <runtime.h>
+
+        int main(void)
+        {
+            for (volatile int i = 0; i < 1000; i++);
+            for (unsigned i = 0; i < COVERAGE_SIZE; i++)
+                if (pyvmm_coverage[i] == 255)
+                    return 1;
+            return 0;
+        }
+    """
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=source, mode="user", coverage=True)
+        assert m.run(timeout=20).status == 1
+
+
+def test_no_coverage_leaves_a_function_out() -> None:
+    source = """
+        #include <coverage.h>
+        #include <runtime.h>
+
+        NO_COVERAGE int main(void)
+        {
+            for (volatile int i = 0; i < 9; i++);
+            return 0;
+        }
+    """
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=source, coverage=True)
+        assert m.run(timeout=5).status == 0
+        assert not any(m.cpu.mem.read(MAP, 65536))
+
+
+def test_nothing_for_who_does_not_want_it() -> None:
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=NESTED)
+        assert MAP not in m.symbols
+        m.run(until=pyvmm.printed("ready\n"), timeout=5)
+        with pytest.raises(ValueError, match="build it with coverage"):
+            m.replay(m.snapshot(), [b""], coverage="edges")
+    with pyvmm.Machine() as m, pytest.raises(ValueError, match="goes with c="):
+        m.load(asm="hlt", coverage=True)
