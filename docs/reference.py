@@ -117,8 +117,9 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
     (
         "Many runs from one snapshot",
         "`Machine.replay()`; [snapshots.md](snapshots.md#many-inputs) shows "
-        "it.\n",
+        "it, [fuzzing.md](fuzzing.md) what else there is to it.\n",
         [
+            ("pyvmm", "Corpus"),
             ("pyvmm.replay", "Replay"),
             ("pyvmm.replay", "Case"),
         ],

@@ -28,6 +28,7 @@ Importing does nothing: each name is loaded when it is first used.
                    processors compared
     campaigns.py   campaign(): many inputs on many workers; campaign_worker.py,
                    campaign_log.py: what those do, and what is done
+    replay.py      Case: many inputs from one snapshot; corpus.py: Corpus
     rng.py         Rng: a native virtio-rng
     virtio/        virtio devices in Python, and a driver side to test them
     native.py      what those two have in common
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .boot import Boot as Boot
     from .boot.start_info import StartInfo as StartInfo
     from .campaigns import campaign as campaign
+    from .corpus import Corpus as Corpus
     from .device import Device as Device
     from .device import Irq as Irq
     from .device import Msi as Msi
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
 # Public name: the module that has it.
 _HOME = {
     "Boot": "boot",
+    "Corpus": "corpus",
     "Device": "device",
     "Doorbell": "doorbell",
     "Error": "errors",
@@ -119,6 +122,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Rng",
     "Stop",
     "Snapshot",
+    "Corpus",
     "Error",
     "GuestError",
     "GuestTimeout",

@@ -14,6 +14,7 @@ from itertools import islice
 from time import monotonic
 
 from . import _vmm, running, x86
+from .corpus import Corpus, write_whole
 from .run import closed_error
 from .stop import MEANT
 from .until import Armed
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     Piece = tuple[int, int]
 
 REPORTS = {"new": 0, "all": 1, "crashed": 2}
-BATCH = 1024  # inputs that are taken from the iterable at once
+# Inputs that are taken from the iterable at once; from a corpus fewer, so that
+# news soon have descendants.
+BATCH = 1024
+CORPUS_BATCH = 256
 
 # enum vmm_turn_flags of csrc/vmm/replay.h.
 NEW, TOUCHED, OWNER, TIMEOUT, IDLE, AT_STOP = 1, 2, 4, 8, 16, 32
@@ -175,6 +179,8 @@ class Replay:
             raise ValueError(
                 f"replay() wants a machine of one vCPU, not {machine._count}"
             )
+        if isinstance(inputs, Corpus) and max_size:
+            inputs.limit(max_size)
         self.machine = machine
         self.snap = snap
         self.until = until
@@ -206,6 +212,11 @@ class Replay:
             console=machine._console.native if machine._console else None,
         )
         self._alone = needs_python(machine, snap)
+        self._batch = BATCH
+        if self._alone:
+            self._batch = 1
+        elif isinstance(inputs, Corpus):
+            self._batch = CORPUS_BATCH
         self._cases = self._run(iter(inputs))
 
     # -- what the C loop is told ---------------------------------------------
@@ -287,7 +298,7 @@ class Replay:
 
     def _run(self, inputs: Iterator[bytes]) -> Iterator[Case]:
         index = 0
-        while batch := list(islice(inputs, 1 if self._alone else BATCH)):
+        while batch := list(islice(inputs, self._batch)):
             at = 0
             while at < len(batch):
                 if self._alone:
@@ -511,11 +522,3 @@ def needs_python(machine: Machine, snap: Snapshot) -> bool:
         if isinstance(slot.bus_device, _vmm.VirtioMMIO):
             return True  # requests may be in its queues
     return False
-
-
-def write_whole(path: str, data: bytes) -> None:
-    """A file that is there as a whole, or not."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)

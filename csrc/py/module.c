@@ -222,6 +222,7 @@ static const struct {
     {offsetof(struct state, memory_type), &memory_spec},
     {offsetof(struct state, snapshot_type), &snapshot_spec},
     {offsetof(struct state, replay_type), &replay_spec},
+    {offsetof(struct state, mutator_type), &mutator_spec},
     {offsetof(struct state, view_type), &view_spec},
     {offsetof(struct state, bus_type), &bus_spec},
     {offsetof(struct state, registers_type), &registers_spec},

@@ -56,6 +56,7 @@ struct state {
     PyTypeObject *rng_type;
     PyTypeObject *snapshot_type;
     PyTypeObject *replay_type;
+    PyTypeObject *mutator_type;
     PyObject *short_error; /* exceptions */
     PyObject *stale_error;
     PyObject *registers_name; /* "_registers" */
@@ -513,6 +514,10 @@ struct vmm_snap *snapshot_check(struct state *state, PyObject *arg);
 /* -- replay.c -------------------------------------------------------------- */
 
 extern PyType_Spec replay_spec;
+
+/* -- mutate.c -------------------------------------------------------------- */
+
+extern PyType_Spec mutator_spec;
 
 /* -- snapshot.c again: methods of VM, with their docstrings ---------------- */
 
