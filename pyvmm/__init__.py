@@ -29,6 +29,7 @@ Importing does nothing: each name is loaded when it is first used.
     campaigns.py   campaign(): many inputs on many workers; campaign_worker.py,
                    campaign_log.py: what those do, and what is done
     replay.py      Case: many inputs from one snapshot; corpus.py: Corpus
+    afl.py         the same loop for AFL++
     rng.py         Rng: a native virtio-rng
     virtio/        virtio devices in Python, and a driver side to test them
     native.py      what those two have in common
@@ -56,6 +57,7 @@ __version__ = "0.1.0.dev0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from . import afl as afl
     from . import boot as boot
     from . import guest as guest
     from . import testing as testing
@@ -135,6 +137,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
     "Boot",
     "StartInfo",
     "campaign",
+    "afl",
     "boot",
     "guest",
     "testing",
@@ -144,7 +147,7 @@ __all__ = [  # noqa: RUF022 - in the order of a first look
 
 def __getattr__(name: str) -> object:
     home = _HOME.get(name)
-    packages = ("boot", "guest", "testing", "virtio")
+    packages = ("afl", "boot", "guest", "testing", "virtio")
     if home is None and name not in packages:
         # `from . import x` asks here, too, before it imports x.
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from os import PathLike
 
+    from typing_extensions import Buffer
+
     from .machine import Machine
     from .snapshot import Snapshot
     from .stop import Stop
@@ -305,7 +307,7 @@ class Replay:
                     cases = [self._do_in_python(index + at, batch[at])]
                     at += 1
                 else:
-                    at, cases = self._do_in_c(index, at, batch)
+                    at, cases = self._do_in_c(index, at, batch, self.report)
                 for case in cases:
                     if self._wanted(case):
                         self._elsewhere = True
@@ -313,6 +315,22 @@ class Replay:
                 if self._over():
                     return
             index += len(batch)
+
+    def one(self, data: bytes) -> Case | None:
+        """One turn, whatever its end; None when pause() or close() ended it.
+
+        The machine is where the turn ended. `trusting` says whether that is
+        believed without a look at the whole state (csrc/vmm/replay.h).
+        """
+        index = self.turns
+        try:
+            if self._alone:
+                return self._do_in_python(index, data)
+            cases = self._do_in_c(index, 0, [data], "all")[1]
+            return cases[0] if cases else None
+        except BaseException:
+            self._elsewhere = True  # given up in the middle
+            raise
 
     def _over(self) -> bool:
         if self.machine.closed:
@@ -328,7 +346,7 @@ class Replay:
         return self.report == "new" and case.new > 0
 
     def _do_in_c(
-        self, index: int, at: int, batch: list[bytes]
+        self, index: int, at: int, batch: list[bytes], report: str
     ) -> tuple[int, list[Case]]:
         """Turns of a batch from number `at` on: the next one, and the cases."""
         native = self._native
@@ -338,7 +356,7 @@ class Replay:
         runner.begin()
         try:
             self._arm_console()
-            at, turns = native.run(batch, at, REPORTS[self.report])
+            at, turns = native.run(batch, at, REPORTS[report])
         finally:
             runner.finish(closed_error())
             if runner.closed:
@@ -442,6 +460,22 @@ class Replay:
     def why(self) -> str | None:
         """What made it so: a part of the vCPU's state, or None."""
         return self._native.why
+
+    @property
+    def trusting(self) -> bool:
+        """Whether one() believes plain ends without a look. Settable."""
+        return self._native.trusting
+
+    @trusting.setter
+    def trusting(self, value: bool) -> None:
+        self._native.trusting = value
+
+    def copy_map(self, buffer: Buffer) -> None:
+        """The counters of the last turn, into a writable buffer of zeros.
+
+        ValueError when the coverage map is larger than the buffer.
+        """
+        self._native.copy_map(buffer)
 
     @property
     def edges(self) -> int:

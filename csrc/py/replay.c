@@ -454,6 +454,33 @@ replay_look(PyObject *op, PyObject *ignored)
     return PyLong_FromUnsignedLong(found);
 }
 
+PyDoc_STRVAR(copy_map_doc,
+             "copy_map($self, buffer, /)\n--\n\n"
+             "The counters of the last turn, into a writable buffer of zeros.\n"
+             "\nOnly pages that it has written are copied. ValueError when "
+             "the map is larger.");
+
+static PyObject *
+replay_copy_map(PyObject *op, PyObject *arg)
+{
+    struct replay *self = open_replay(op);
+    Py_buffer view;
+    bool fits;
+
+    if (!self || PyObject_GetBuffer(arg, &view, PyBUF_WRITABLE))
+        return NULL;
+    fits = (uint64_t)view.len >= self->replay.map_len;
+    if (fits)
+        vmm_replay_copy_map(&self->replay, view.buf);
+    else
+        PyErr_Format(PyExc_ValueError, "the map has %llu bytes, the buffer %zd",
+                     (unsigned long long)self->replay.map_len, view.len);
+    PyBuffer_Release(&view);
+    if (!fits)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(left_doc,
              "left($self, /)\n--\n\n"
              "The machine has run otherwise, and devices are as in the "
@@ -491,6 +518,7 @@ replay_close(PyObject *op, PyObject *ignored)
 static PyMethodDef replay_methods[] = {
     {"run", (PyCFunction)(void (*)(void))replay_run, METH_FASTCALL, run_doc},
     {"look", replay_look, METH_NOARGS, look_doc},
+    {"copy_map", replay_copy_map, METH_O, copy_map_doc},
     {"left", replay_left, METH_NOARGS, left_doc},
     {"close", replay_close, METH_NOARGS, close_doc},
     {NULL, NULL, 0, NULL},
@@ -518,6 +546,25 @@ get_touched(PyObject *op, void *closure)
 {
     (void)closure;
     return PyBool_FromLong(((struct replay *)op)->replay.touched);
+}
+
+static PyObject *
+get_trusting(PyObject *op, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(((struct replay *)op)->replay.trusting);
+}
+
+static int
+set_trusting(PyObject *op, PyObject *value, void *closure)
+{
+    int trusting = value ? PyObject_IsTrue(value) : 0;
+
+    (void)closure;
+    if (trusting < 0)
+        return -1;
+    ((struct replay *)op)->replay.trusting = trusting;
+    return 0;
 }
 
 static PyObject *
@@ -576,6 +623,9 @@ static PyGetSetDef replay_getset[] = {
      "Whether all of the vCPU's state is put back before each turn.", NULL},
     {"why", get_why, NULL,
      "What of the state was found changed, so that `whole` came on; or None.",
+     NULL},
+    {"trusting", get_trusting, set_trusting,
+     "Whether ends of plain turns are believed without a look at the state.",
      NULL},
     {"touched", get_touched, NULL,
      "Whether devices are to be put back before the next run().", NULL},

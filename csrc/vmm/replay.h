@@ -17,7 +17,9 @@
  * unless the last turn had ended in a way of its own (a crash, a timeout).
  *
  * That is exact but for one case: a guest that changes the rest in one turn,
- * and in a later one of the same batch changes it back to what it was.
+ * and in a later one of the same batch changes it back to what it was. A caller
+ * that wants each end at once, and so has batches of one, may look only now and
+ * then (`trusting`): what is found then holds from there on.
  *
  * Devices. Only the console and the exit port may be used in a turn. One that
  * uses others is marked (VMM_TURN_TOUCHED, or VMM_TURN_OWNER when it could not
@@ -97,6 +99,7 @@ struct vmm_replay {
 
     bool whole;
     const char *why; /* what has made it so, or NULL */
+    bool trusting;   /* ends of plain turns are believed without a look */
     bool touched;    /* devices are not as they were; the caller clears it */
     uint64_t turns;  /* done, those that were done again included */
     uint64_t pages;  /* copied back */
@@ -137,6 +140,13 @@ int vmm_replay_run(struct vmm_replay *replay, const struct vmm_input *input,
 
 /* What is new in the maps after a turn that was run by others. */
 int vmm_replay_look(struct vmm_replay *replay, uint32_t *found);
+
+/*
+ * What the maps' pages that the last turn has written hold, into `out`, which
+ * has `map_len` bytes; the rest of it is left alone. Counters of other pages
+ * are as in the snapshot.
+ */
+void vmm_replay_copy_map(struct vmm_replay *replay, uint8_t *out);
 
 /* The machine has run without us, or a turn is given up. */
 void vmm_replay_left(struct vmm_replay *replay);
