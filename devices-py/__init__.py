@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .debug_exit import DebugExit as DebugExit
     from .faults import faulty as faulty
     from .fw_cfg import FwCfg as FwCfg
+    from .generation_id import GenerationId as GenerationId
     from .hasher import Hasher as Hasher
     from .host_calls import HostCalls as HostCalls
     from .i8042 import I8042 as I8042
@@ -44,6 +45,7 @@ _HOME = {
     "DebugConsole": "debug_console",
     "DebugExit": "debug_exit",
     "FwCfg": "fw_cfg",
+    "GenerationId": "generation_id",
     "Hasher": "hasher",
     "HostCalls": "host_calls",
     "I8042": "i8042",
