@@ -603,7 +603,9 @@ vmm_replay_run(struct vmm_replay *replay, const struct vmm_input *input,
             memcpy(replay->unseen, replay->unseen_before, replay->map_len);
     }
     done = do_turns(replay, input, replay->again, true, turn, kicked);
-    if (done)
+    if (done) {
         replay->again = 0;
+        replay->unknown = true; /* as the last of them has left it */
+    }
     return done;
 }

@@ -77,9 +77,8 @@ root_of(const struct vmm_snap *snap)
     return snap;
 }
 
-/* Where in a child's list the page is, or `count`. */
-static uint32_t
-find_page(const struct vmm_snap *snap, uint64_t number)
+uint32_t
+vmm_snap_first(const struct vmm_snap *snap, uint64_t number)
 {
     uint32_t low = 0, high = snap->count;
 
@@ -91,7 +90,7 @@ find_page(const struct vmm_snap *snap, uint64_t number)
         else
             high = mid;
     }
-    return low < snap->count && snap->number[low] == number ? low : snap->count;
+    return low;
 }
 
 const uint8_t *
@@ -99,9 +98,9 @@ vmm_snap_page(const struct vmm_snap *snap, uint64_t number)
 {
     assert(number < snap->pages);
     for (; snap->parent; snap = snap->parent) {
-        uint32_t at = find_page(snap, number);
+        uint32_t at = vmm_snap_first(snap, number);
 
-        if (at < snap->count)
+        if (at < snap->count && snap->number[at] == number)
             return snap->data + at * VMM_PAGE_SIZE;
     }
     return snap->image + number * VMM_PAGE_SIZE;

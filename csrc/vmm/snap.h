@@ -113,6 +113,9 @@ void vmm_snap_leave(struct vmm_mem *mem);
 struct vmm_snap *vmm_snap_hold(struct vmm_snap *snap);
 void vmm_snap_drop(struct vmm_snap *snap);
 
+/* Where in a child's list the first page from `number` on is, or `count`. */
+uint32_t vmm_snap_first(const struct vmm_snap *snap, uint64_t number);
+
 /* The page of that number: 4096 bytes that do not change. */
 const uint8_t *vmm_snap_page(const struct vmm_snap *snap, uint64_t number);
 

@@ -141,23 +141,6 @@ vmm_snap_open(const struct vmm_kvm *kvm, int fd, uint64_t offset,
 
 /* -- pages for a file ------------------------------------------------------ */
 
-/* Where in a child's list the first page from `number` on is, or `count`. */
-static uint32_t
-first_from(const struct vmm_snap *snap, uint64_t number)
-{
-    uint32_t low = 0, high = snap->count;
-
-    while (low < high) {
-        uint32_t mid = low + (high - low) / 2;
-
-        if (snap->number[mid] < number)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low;
-}
-
 uint64_t
 vmm_snap_next(const struct vmm_snap *snap, uint64_t number)
 {
@@ -167,7 +150,7 @@ vmm_snap_next(const struct vmm_snap *snap, uint64_t number)
     if (number >= snap->pages)
         return snap->pages;
     for (; snap->parent; snap = snap->parent) {
-        uint32_t i = first_from(snap, number);
+        uint32_t i = vmm_snap_first(snap, number);
 
         if (i < snap->count)
             next = vmm_min(next, snap->number[i]);
