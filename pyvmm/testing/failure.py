@@ -8,6 +8,7 @@ carries to the terminal, and what is in junit XML.
 from __future__ import annotations
 
 import os
+import sys
 from types import TracebackType
 
 from .. import _vmm
@@ -69,13 +70,21 @@ def machines(item: pytest.Item, excinfo: Any) -> dict[str, Machine]:
             candidates |= traceback.tb_frame.f_locals
         traceback = traceback.tb_next
     for name, value in candidates.items():
-        if not isinstance(value, Machine):
-            value = getattr(value, "_guest", None)  # GuestStateMachine
-        if isinstance(value, Machine) and all(
-            value is not known for known in found.values()
-        ):
-            found[name] = value
+        guest = guest_of(value)
+        if guest is not None and all(guest is not m for m in found.values()):
+            found[name] = guest
     return found
+
+
+def guest_of(value: Any) -> Machine | None:
+    """The machine that a variable is; any object may be asked."""
+    # Its type and not isinstance(), which runs code of proxies and the like.
+    if issubclass(type(value), Machine):
+        return value  # type: ignore[no-any-return]
+    stateful = sys.modules.get("pyvmm.testing.stateful")
+    if stateful and issubclass(type(value), stateful.GuestStateMachine):
+        return value.guest  # type: ignore[no-any-return]
+    return None
 
 
 def of_machine(name: str, machine: Machine) -> Iterator[tuple[str, str]]:

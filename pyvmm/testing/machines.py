@@ -68,13 +68,14 @@ class Booted:
         machine = self.machine
         if machine is not None and not machine.closed:
             still(machine)
-            if self._is_whole(machine):
+            if self._snap is not None and self._is_whole(machine):
                 self._back(machine)
                 return machine
             machine.close()
         return self._start()
 
     def _start(self) -> Machine:
+        self._snap = None
         self.machine = machine = self._make()
         self.boots += 1
         try:

@@ -48,12 +48,7 @@ class GuestStateMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._guest = self._booted.fresh()
-
-    @property
-    def guest(self) -> Machine:
-        """The machine."""
-        return self._guest
+        self.guest = self._booted.fresh()
 
     @staticmethod
     def boot(m: Machine) -> object:

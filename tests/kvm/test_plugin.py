@@ -202,6 +202,56 @@ def test_machines_of_the_test_itself_are_shown(project: Project) -> None:
     assert "write of 1 byte 0x41 to port 0x99" in done.text
 
 
+def test_variables_that_do_not_like_to_be_looked_at(project: Project) -> None:
+    """A report asks no object of a test for anything but its type."""
+    project.write(
+        """
+        class Proxy:
+            @property
+            def __class__(self):
+                raise RuntimeError("unbound")
+
+            def __getattr__(self, name):
+                raise RuntimeError("unbound")
+
+            def __repr__(self):
+                return "<Proxy>"
+
+        def test_it(guest):
+            proxy = Proxy()
+            guest.call("die", timeout=20)
+        """
+    )
+    done = project.run()
+    done.counts(failed=1)
+    assert "panic: dead" in done.section("console of guest")
+
+
+def test_a_boot_that_is_interrupted(project: Project) -> None:
+    """With --pdb the session goes on after Ctrl-C: the next test boots anew."""
+    project.write(
+        """
+        from pyvmm import testing
+        from conftest import boot
+
+        boots = []
+
+        @testing.machine
+        def late(m):
+            boots.append(1)
+            boot(m)
+            if len(boots) == 1:
+                raise KeyboardInterrupt
+
+        def test_one(late): pass
+        def test_two(late):
+            assert late.call("count", timeout=20) == 1
+        """
+    )
+    done = project.run("--pdb", stdin="c\n")
+    assert "1 passed, 1 error" in done.text
+
+
 def test_it_can_be_left_out(project: Project) -> None:
     project.write("def test_bad(guest):\n    assert guest.closed\n")
     done = project.run("-p", "no:pyvmm")
@@ -219,7 +269,7 @@ def test_nothing():
     assert "hypothesis" not in sys.modules
 
 def test_bad():
-    assert opened == []
+    assert not "nothing is imported for its report"
 """
 OPENED = """
 import sys
