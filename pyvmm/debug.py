@@ -74,7 +74,8 @@ class Point:
             self._debugger.points.remove(self)
 
     def __repr__(self) -> str:
-        where = self._debugger.machine.symbols.where(self.address)
+        # A message for each stop: lines would be read at the first.
+        where = self._debugger.machine.symbols.where(self.address).name
         name = "breakpoint" if self.kind == "x" else f"watch {self.kind}"
         return f"<{name} {self.address:#x} {where}, {self.hits} hits>"
 

@@ -64,13 +64,18 @@ class Where:
         state = (self.address, self.symbol, self.offset, self._line)
         return _where, state
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """Symbol and offset, or the address: without the line, which wants
+        the DWARF of the whole image read."""
         if self.symbol is None:
-            text = f"{self.address:#x}"
-        elif self.offset:
-            text = f"{self.symbol}+{self.offset:#x}"
-        else:
-            text = self.symbol
+            return f"{self.address:#x}"
+        if self.offset:
+            return f"{self.symbol}+{self.offset:#x}"
+        return self.symbol
+
+    def __str__(self) -> str:
+        text = self.name
         if self.file is not None:
             text += f" {self.file}:{self.line}"
         return text

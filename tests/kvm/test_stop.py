@@ -282,3 +282,13 @@ def test_points_that_are_refused() -> None:
             m.watchpoint(0x1000, 3)
         with pytest.raises(ValueError, match="kind"):
             m.watchpoint(0x1000, 4, "q")
+
+
+def test_a_stop_that_is_meant_reads_no_source_lines() -> None:
+    """They come from the DWARF of the whole image, which takes its time."""
+    with pyvmm.Machine() as m:
+        m.load(asm="start: nop; here: nop; out 0xf4, al")
+        stop = m.run(until="here", timeout=20)
+        assert m.symbols._lines is None
+        assert stop.message.endswith("here, 1 hits")
+        assert str(stop.where) and m.symbols._lines is not None
