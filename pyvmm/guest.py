@@ -49,6 +49,12 @@ COMPILERS = ("gcc", "clang")  # the first that is installed
 SOURCES = (".c", ".S")
 OBJECTS = (".o", ".a")
 
+# What compilers take from the environment.
+ENVIRONMENT = (
+    "CPATH", "C_INCLUDE_PATH", "COMPILER_PATH", "GCC_EXEC_PREFIX",
+    "LIBRARY_PATH",
+)  # fmt: skip
+
 # What nobody has used for so long goes when something is built.
 KEPT_DAYS = 30
 DAY = 86400
@@ -140,16 +146,28 @@ class Build:
         self.flags = list(flags)
         self.include = [os.path.abspath(os.fspath(each)) for each in include]
         self.folder = folder()
-        # All that is made depends on these.
+        # All that is made depends on the first, what is not the SDK's on both.
+        self.tools = digest(
+            identity(tuple(self.compiler)),
+            self.mode,
+            sdk_digest(),
+            *(os.environ.get(name, "") for name in ENVIRONMENT),
+        )
         self.base = digest(
-            identity(tuple(self.compiler)), self.mode, sdk_digest()
+            self.tools,
+            *(read(flag[1:]) for flag in self.flags if flag[:1] == "@"),
         )
 
     def compile(self, path: str, text: str | None = None) -> str:
         """The object of one source; "-": of `text`."""
         source = read(path) if text is None else text.encode()
         place = path if text is None else os.getcwd()
-        key = digest(self.base, place, source, *self.flags, "-I", *self.include)
+        # A header may come to be where it hides one that was read.
+        near = os.path.dirname(path) if text is None else place
+        key = digest(
+            self.base, place, source, *self.flags,
+            "-I", *headers_in([near, *self.include]),
+        )  # fmt: skip
         manifest = os.path.join(self.folder, f"{key}.deps")
         found = self.look(manifest)
         if found is not None:
@@ -164,7 +182,7 @@ class Build:
                     *self.compiler, self.mode,
                     f"@{os.path.join(LIB, 'compile.flags')}",
                     *(f"-I{each}" for each in self.include), f"-I{INCLUDE}",
-                    *self.flags, "-MMD", "-MF", listed, "-MT", "x",
+                    *self.flags, "-MD", "-MF", listed, "-MT", "x",
                     "-c", "-o", made, *what, path,
                 ],
                 source if text is not None else b"",
@@ -198,7 +216,7 @@ class Build:
 
     def runtime(self) -> str:
         """The SDK's library as an archive."""
-        kept = os.path.join(self.folder, f"runtime-{self.base}.a")
+        kept = os.path.join(self.folder, f"runtime-{self.tools}.a")
         if use(kept):
             return kept
         archiver = find_tool("ar")
@@ -298,7 +316,7 @@ def run_compiler(args: list[str], source: bytes = b"") -> None:
 
 
 def dependencies(path: str) -> list[str]:
-    """The files in a make rule as -MMD writes it, without those of the SDK."""
+    """The files in a make rule as -MD writes it, without those of the SDK."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         rule = file.read().replace("\\\n", " ").partition(":")[2]
     names = re.findall(r"(?:\\.|[^\s\\])+", rule)
@@ -308,6 +326,19 @@ def dependencies(path: str) -> list[str]:
         for name in plain
         if not os.path.abspath(name).startswith(SDK + os.sep)
     ]
+
+
+def headers_in(folders: list[str]) -> list[str]:
+    """The names of the headers in each folder, not below it."""
+    found: list[str] = []
+    for folder in folders:
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            names = []  # the compiler passes over it, too
+        found.append(folder)
+        found += sorted(name for name in names if name.endswith(".h"))
+    return found
 
 
 # -- the cache ---------------------------------------------------------------

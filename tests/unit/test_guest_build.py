@@ -113,6 +113,13 @@ def test_what_changes_an_image(main: Path, calls: list[str]) -> None:
     script = main.parent / "own.ld"
     script.write_text(Path(guest.LINK_SCRIPT).read_text() + "\n")
     again(script=script)
+    flags = main.parent / "own.flags"
+    write(flags, "-DY=1")
+    again(flags=[f"@{flags}"])
+    write(flags, "-DY=2")
+    calls.clear()
+    guest.build(main, flags=[f"@{flags}"])
+    assert "main.c" in calls
     write(header, "#define NUMBER 7\n")
     write(main, MAIN)
     calls.clear()
@@ -141,6 +148,35 @@ def test_only_what_has_changed_is_compiled(
     write(two, ".globl two\ntwo: movl $3, %eax\nret\n")
     assert guest.build(one, two) != first
     assert "one.c" not in calls and "two.S" in calls
+
+
+def test_a_header_that_hides_another(main: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    write(main, MAIN.replace('"number.h"', "<own.h>"))
+    write(second / "own.h", "#define NUMBER 1\n")
+    seen = guest.build(main, include=[first, second])
+    write(first / "own.h", "#define NUMBER 2\n")
+    assert guest.build(main, include=[first, second]) != seen
+    with pytest.raises(guest.CompileError, match=r"own\.h"):
+        guest.build(main, include=[first / "nowhere"])
+
+
+def test_headers_of_the_environment(
+    main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(main, MAIN.replace('"number.h"', "<own.h>"))
+    seen = set()
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / "own.h", f"#define NUMBER {number}\n")
+        monkeypatch.setenv("C_INCLUDE_PATH", str(folder))
+        seen.add(guest.build(main))
+        write(folder / "own.h", f"#define NUMBER {number + 5}\n")
+        seen.add(guest.build(main))
+    assert len(seen) == 4
 
 
 def test_a_header_that_is_edited_meanwhile(
