@@ -122,6 +122,10 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm", "Corpus"),
             ("pyvmm.replay", "Replay"),
             ("pyvmm.replay", "Case"),
+            ("pyvmm", "campaign"),
+            ("pyvmm.campaigns", "Campaign"),
+            ("pyvmm.campaigns", "Result"),
+            ("pyvmm.campaigns", "read_log"),
         ],
     ),
     (
