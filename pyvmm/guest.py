@@ -55,6 +55,10 @@ ENVIRONMENT = (
     "LIBRARY_PATH",
 )  # fmt: skip
 
+# Options of gcc that count lines, and those that write notes for gcov.
+COUNTERS = ("-fprofile-arcs", "-ftest-coverage", "--coverage")
+NOTES = {"-ftest-coverage", "--coverage"}
+
 # What nobody has used for so long goes when something is built.
 KEPT_DAYS = 30
 DAY = 86400
@@ -148,7 +152,7 @@ class Build:
         self.folder = folder()
         # All that is made depends on the first, what is not the SDK's on both.
         self.tools = digest(
-            identity(tuple(self.compiler)),
+            identity(self.compiler),
             self.mode,
             sdk_digest(),
             *(os.environ.get(name, "") for name in ENVIRONMENT),
@@ -173,6 +177,11 @@ class Build:
         if found is not None:
             return found
         began = time.time_ns()
+        # What gcov reads beside the object, which stays where it is made.
+        notes = []
+        if NOTES.intersection(self.flags):
+            where = ["-dumpdir", os.path.join(self.folder, f"{key}-")]
+            notes = [*where, "-dumpbase", "it.c", "-dumpbase-ext", ".c"]
         with TemporaryDirectory(dir=self.folder) as temporary:
             made = os.path.join(temporary, "made.o")
             listed = os.path.join(temporary, "made.d")
@@ -183,7 +192,7 @@ class Build:
                     f"@{os.path.join(LIB, 'compile.flags')}",
                     *(f"-I{each}" for each in self.include), f"-I{INCLUDE}",
                     *self.flags, "-MD", "-MF", listed, "-MT", "x",
-                    "-c", "-o", made, *what, path,
+                    *notes, "-c", "-o", made, *what, path,
                 ],
                 source if text is not None else b"",
             )  # fmt: skip
@@ -209,6 +218,10 @@ class Build:
                 if digest(read(name)) != was:
                     return None
             kept = os.path.join(self.folder, entry["object"])
+            if NOTES.intersection(self.flags) and not use(
+                manifest.removesuffix(".deps") + "-it.gcno"
+            ):
+                return None
             use(manifest)
             return kept if use(kept) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -256,7 +269,9 @@ class Build:
             made = os.path.join(temporary, "made.elf")
             run_compiler(
                 [
-                    *self.compiler, self.mode, *self.flags,
+                    *self.compiler, self.mode,
+                    # The linker would look for the host's libgcov.
+                    *(f for f in self.flags if f not in COUNTERS),
                     f"@{os.path.join(LIB, 'link.flags')}",
                     "-T", self.script, "-o", made, *objects, runtime,
                 ]
@@ -289,15 +304,26 @@ def find_compiler(name: str | None = None) -> list[str]:
 
 
 @cache
-def identity(compiler: tuple[str, ...]) -> str:
-    """What tells one compiler from another one: its path and version."""
+def version(compiler: tuple[str, ...]) -> str:
+    """What a compiler says of itself."""
     done = subprocess.run(
         [*compiler, "--version"], capture_output=True, check=False
     )
     if done.returncode:
         text = done.stderr.decode(errors="replace").strip()
         raise Error(f"{' '.join(compiler)} --version fails: {text}")
-    return digest(os.path.realpath(compiler[0]), *compiler, done.stdout)
+    return done.stdout.decode(errors="replace")
+
+
+def identity(compiler: list[str]) -> str:
+    """What tells one compiler from another one: its path and version."""
+    path = os.path.realpath(compiler[0])
+    return digest(path, *compiler, version(tuple(compiler)))
+
+
+def is_gcc(name: str | None = None) -> bool:
+    """Whether the compiler that build() would take is gcc."""
+    return "Free Software Foundation" in version(tuple(find_compiler(name)))
 
 
 def run_compiler(args: list[str], source: bytes = b"") -> None:

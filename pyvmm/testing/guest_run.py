@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..snapshot import Snapshot
     from ..stop import Stop
     from ..symbols import Where
+    from .guest_cov import GuestCoverage
     from .guest_image import GuestTest
     from .guest_options import Options
 
@@ -64,8 +65,15 @@ class Tests:
     Threads: one.
     """
 
-    def __init__(self, image: str, options: Options, timeout: float) -> None:
+    def __init__(
+        self,
+        image: str,
+        options: Options,
+        timeout: float,
+        coverage: GuestCoverage | None = None,
+    ) -> None:
         self.image = image
+        self.coverage = coverage
         self.options = options
         self.timeout = timeout
         self.machine: Machine | None = None
@@ -76,6 +84,8 @@ class Tests:
         """The machine as it was when it was ready for tests."""
         if self.machine is not None and self._snap is not None:
             self.machine.restore(self._snap)
+            if self.coverage is not None:
+                self.coverage.restored(self.machine)
             return self.machine
         if self._failure is not None:
             raise self._failure
@@ -85,6 +95,8 @@ class Tests:
             self._failure = exc  # the other tests would fare no better
             raise
         self._snap = machine.snapshot()
+        if self.coverage is not None:
+            self.coverage.booted(machine)
         return machine
 
     def _boot(self) -> Machine:
@@ -130,7 +142,13 @@ class Tests:
             address + guest_image.ASKED_AT,
             guest_image.ASKED.pack(test.index, test.param, nonce),
         )
-        stop = machine.run(timeout=test.timeout or self.timeout, check=False)
+        try:
+            stop = machine.run(
+                timeout=test.timeout or self.timeout, check=False
+            )
+        finally:
+            if self.coverage is not None:
+                self.coverage.left(machine)
         data = machine.mem.read(address, RECORD.size)
         record = Record(data, address, test, nonce)
         if not record.wrong and stop.status is not None:
@@ -279,7 +297,12 @@ def console(machine: Machine) -> str:
 # -- programs ----------------------------------------------------------------
 
 
-def run_program(path: str, options: Options, timeout: float) -> None:
+def run_program(
+    path: str,
+    options: Options,
+    timeout: float,
+    coverage: GuestCoverage | None = None,
+) -> None:
     """Run an image that is no collection of tests: does it end as it should?
 
     It should end with the status of `pass` (0), and say what `log` is. With a
@@ -298,11 +321,15 @@ def run_program(path: str, options: Options, timeout: float) -> None:
             machine.attach(DebugExit(), port=port)
         machine.load(path, initrd=options["initrd"])
         limit = options["timeout"] or timeout
+        if coverage is not None:
+            coverage.booted(machine)
         log = options["log"]
         if log is not None and status is None and not options["tap"]:
             wait_for(machine, log, limit)
             return
         stop = machine.run(timeout=limit, check=False)
+        if coverage is not None:
+            coverage.left(machine)
         found = stop.status
         if own and port is not None and found is not None:
             found = found << 1 | 1  # as the device of QEMU has it

@@ -18,6 +18,7 @@ import pytest
 
 from .. import guest
 from ..errors import Error
+from ..plugin import COVERAGE
 from . import guest_image
 from .guest_options import OF_BUILDS, OF_PROGRAMS, Options, in_source
 from .guest_run import (
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
 
 # What a backtrace needs to be complete.
 FLAGS = ("-fno-optimize-sibling-calls", "-fno-omit-frame-pointer")
+
+# What makes gcc count lines, all of those that the source has.
+COUNTERS = (
+    "-O0",
+    "-fprofile-arcs",
+    "-ftest-coverage",
+    "-fprofile-info-section",
+)
 
 
 def folder(config: pytest.Config) -> Path:
@@ -183,7 +192,8 @@ class GuestFile(pytest.File):
         options.refuse(OF_PROGRAMS, "of programs, and this file has tests")
         found = guest_image.read_tests(data)
         timeout = options["timeout"] or default_timeout(self.config)
-        self.tests = Tests(image, options, timeout)
+        coverage = self.config.stash.get(COVERAGE, None)
+        self.tests = Tests(image, options, timeout, coverage)
         for test in found:
             yield GuestItem.from_parent(self, name=test.name, test=test)
 
@@ -196,10 +206,17 @@ class GuestFile(pytest.File):
             include=[self.path.parent, *options["include"]],
             flags=[
                 *FLAGS,
+                *(COUNTERS if self.is_measured(options) else ()),
                 *(f for text in options["flags"] for f in shlex.split(text)),
             ],
             compiler=options["compiler"],
         )
+
+    def is_measured(self, options: Options) -> bool:
+        """Whether the lines that it runs are counted."""
+        if self.config.stash.get(COVERAGE, None) is None:
+            return False
+        return guest.is_gcc(options["compiler"])
 
     def teardown(self) -> None:
         """All tests of the file are over."""
@@ -374,4 +391,9 @@ class ProgramItem(Item):
         self.options = options
 
     def run(self) -> None:
-        run_program(self.image, self.options, default_timeout(self.config))
+        run_program(
+            self.image,
+            self.options,
+            default_timeout(self.config),
+            self.config.stash.get(COVERAGE, None),
+        )

@@ -629,6 +629,49 @@ def test_ended_by_pytest_timeout(folder: Path) -> None:
     assert "Traceback" not in text and "item.runtest" not in text
 
 
+def test_coverage(folder: Path) -> None:
+    """gcc counts the lines of all sources; of a test that hangs, too."""
+    write(
+        folder,
+        "guest_it.c",
+        """\
+        /* pyvmm: sources=kernel.c timeout=2 */
+        #include <test.h>
+        int sign(int n);
+        TEST(positive) { EXPECT_EQ(sign(5), 1); }
+        TEST(again) { EXPECT_EQ(sign(6), 1); }
+        TEST(hangs) { sign(0); }
+        """,
+    )
+    write(
+        folder,
+        "kernel.c",
+        """\
+        int sign(int n)
+        {
+            if (n > 0)
+                return 1;
+            while (!n)
+                __asm__ volatile("pause");
+            return -1;
+        }
+        """,
+    )
+    for _ in range(2):  # compiled, and out of the cache
+        done = run(folder, "--pyvmm-cov=it.lcov")
+        done.counts(passed=2, failed=1)
+        text = (folder / "it.lcov").read_text()
+        lines = text.split(f"SF:{folder}/kernel.c\n")[1].split("end_of")[0]
+        for line in ("DA:1,3", "DA:3,3", "DA:4,2", "DA:7,0"):
+            assert f"{line}\n" in lines
+
+
+def test_coverage_where_there_is_none(folder: Path) -> None:
+    write(folder, "guest_math.c", f"// pyvmm: compiler=clang\n{MATH}")
+    done = run(folder, "--pyvmm-cov=it.lcov")
+    assert "12 passed" in done.text and "guest coverage: none" in done.text
+
+
 def test_assembly(folder: Path) -> None:
     for mode in ("protected", "user"):
         write(
