@@ -87,7 +87,12 @@ class Done:
 
 
 class Project:
-    """A folder with a conftest.py that has the fixture `guest`."""
+    """A folder with a conftest.py that has the fixture `guest`.
+
+    `alone`: without other plugins, which take their time to load.
+    """
+
+    alone = False
 
     def __init__(self, folder: Path, image: Path) -> None:
         self.folder = folder
@@ -101,7 +106,10 @@ class Project:
         return (self.folder / name).read_text()
 
     def run(self, *args: str, stdin: str = "", cache: bool = False) -> Done:
-        return run_pytest(self.folder, *args, stdin=stdin, cache=cache)
+        alone = self.alone and "-n" not in args
+        return run_pytest(
+            self.folder, *args, stdin=stdin, cache=cache, alone=alone
+        )
 
 
 def run_pytest(
@@ -116,25 +124,21 @@ def run_pytest(
 
     `alone`: without the plugins of others, which takes a third of the time.
     """
+    command = [sys.executable, "-m", "pytest", "--color=no"]
     env = {**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": str(columns)}
+    if not cache:
+        command += ["-p", "no:cacheprovider"]
     if alone:
+        command += ["-p", "pyvmm"]
         env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        args = ("-p", "pyvmm.plugin", *args)
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--color=no",
-            *([] if cache else ["-p", "no:cacheprovider"]),
-            *args,
-        ],
+        [*command, *args],
         cwd=folder,
         env=env,
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     return Done(done.returncode, done.stdout + done.stderr)

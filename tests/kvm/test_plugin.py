@@ -118,6 +118,13 @@ def test_two_side_by_side(echo: pyvmm.Machine, calls: pyvmm.Machine) -> None:
 # -- reports and configuration -------------------------------------------------
 
 
+@pytest.fixture
+def project(project: Project) -> Project:
+    """One that has no other plugins than ours."""
+    project.alone = True
+    return project
+
+
 def test_a_failure_shows_the_guest(project: Project) -> None:
     """All of it, in the terminal, from a worker of xdist, and in junit XML."""
     project.write(
