@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 OUTPUT = "pyvmm_coverage"  # in a worker's output
 
+# Of the session, for machines that no fixture has made.
+current: GuestCoverage | None = None
+
 
 class GuestCoverage:
     """A plugin of the session. `path`: of an lcov file to write, or None;
@@ -154,7 +157,9 @@ def wanted(config: pytest.Config) -> GuestCoverage | None:
     coverage = coverage_of(config)
     if path is None and coverage is None:
         return None
-    return GuestCoverage(path, coverage)
+    global current
+    current = GuestCoverage(path, coverage)
+    return current
 
 
 def coverage_of(config: pytest.Config) -> Any:

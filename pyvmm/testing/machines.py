@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class Booted:
     """A machine that has booted, and the snapshot of that moment.
 
-    `make` makes one, `boot` boots it. A boot that has failed is not tried
-    again: `failure` is how it ended, and `machine` what it has left.
+    `make` makes one, `boot` boots it; `coverage` is told of both. A boot that
+    has failed is not tried again: `failure` is how it ended, and `machine` what
+    it has left.
 
     Threads: one.
     """
@@ -47,7 +48,7 @@ class Booted:
     ) -> None:
         self._make = make
         self._boot = boot
-        self._coverage = coverage
+        self.coverage = coverage
         self.machine: Machine | None = None
         self.failure: BaseException | None = None
         self._snap: Snapshot | None = None
@@ -90,8 +91,8 @@ class Booted:
         self._devices = machine.devices
         self._points = machine.breakpoints
         self._trace = machine.trace
-        if self._coverage is not None:
-            self._coverage.booted(machine)
+        if self.coverage is not None:
+            self.coverage.booted(machine)
         return machine
 
     def _is_whole(self, machine: Machine) -> bool:
@@ -106,16 +107,16 @@ class Booted:
             runner._failures.clear()  # of devices' threads, and of no run
         self.count()
         machine.restore(self._snap)
-        if self._coverage is not None:
-            self._coverage.restored(machine)
+        if self.coverage is not None:
+            self.coverage.restored(machine)
         machine.trace = self._trace
         if machine.breakpoints != self._points:
             machine._debug.points[:] = self._points
 
     def count(self) -> None:
         """What the guest has run is part of its coverage."""
-        if self._coverage is not None and self.machine is not None:
-            self._coverage.left(self.machine)
+        if self.coverage is not None and self.machine is not None:
+            self.coverage.left(self.machine)
 
     def leave(self) -> None:
         """The test is over: its guest stands still, and does not keep to
@@ -199,6 +200,11 @@ def make_fixture(
     asked = list(inspect.signature(boot).parameters.values())
     if not asked:
         raise TypeError(f"{name}() has no parameter for its machine")
+    if asked[0].name in ("self", "cls"):
+        raise TypeError(
+            f"{name}() is a method: one machine serves all tests, and is "
+            "booted by a function of a module"
+        )
     wanted = [one.name for one in asked[1:]]
     if ids is None and params is not None:
         ids = name_of

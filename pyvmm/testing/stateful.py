@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis.stateful import RuleBasedStateMachine
 
 from ..machine import Machine
@@ -48,6 +50,9 @@ class GuestStateMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        if not self._booted.boots:
+            session = sys.modules.get("pyvmm.testing.guest_cov")
+            self._booted.coverage = session.current if session else None
         self.guest = self._booted.fresh()
 
     @staticmethod

@@ -126,6 +126,46 @@ def test_in_the_report_of_pytest_cov(
     assert re.search(r"^test_it\.py +\d+ +0", done.text, re.MULTILINE)
 
 
+def test_examples_and_state_machines_count(project: Project) -> None:
+    compile_measured(project.folder)
+    project.write(
+        """
+        from hypothesis import given, settings, strategies as st
+        from hypothesis.stateful import rule
+        from pyvmm import testing
+
+        def boot(m):
+            m.load("measured.elf")
+            m.run(until="main", timeout=20)
+
+        @testing.machine
+        def measured(m):
+            boot(m)
+
+        quick = settings(max_examples=5, stateful_step_count=2, deadline=None)
+
+        @quick
+        @given(n=st.integers(-5, -1))
+        def test_negative(measured, n):
+            measured.call("sign", n & 0xffffffff, timeout=20)
+
+        class Never(testing.GuestStateMachine):
+            boot = staticmethod(boot)
+
+            @rule()
+            def run(self):
+                self.guest.call("never", timeout=20)
+
+        TestNever = Never.TestCase
+        TestNever.settings = quick
+        """
+    )
+    done = project.run("--pyvmm-cov=guest.lcov")
+    assert done.code == 0, done.text
+    counts = lcov_counts(project.read("guest.lcov"), "measured.c")
+    assert counts[6] >= 5 and counts[14] >= 5 and counts[7] == 0
+
+
 def test_images_without_counters(project: Project) -> None:
     project.write("def test_it(guest): pass\n")
     done = project.run("--pyvmm-cov=guest.lcov")

@@ -378,17 +378,23 @@ def test_a_host_without_kvm_is_a_skip_with_its_reason(project: Project) -> None:
         import pytest
         import pyvmm.host
 
+        tried = []
+
+        def refused():
+            tried.append(1)
+            raise OSError(2, "No such file", "/dev/kvm")
+
         pyvmm.host._kvm = None
-        pyvmm.host._vmm.KVM = lambda: (_ for _ in ()).throw(
-            OSError(2, "No such file", "/dev/kvm"))
+        pyvmm.host._vmm.KVM = refused
 
         def test_guest(guest): pass
         def test_kvm(kvm): pass
-        def test_neither(): pass
+        def test_again(guest): pass
+        def test_once(): assert tried == [1]
         """
     )
     done = project.run("-rs")
-    done.counts(skipped=2, passed=1)
+    done.counts(skipped=3, passed=1)
     assert "/dev/kvm" in done.text
 
 
@@ -555,6 +561,7 @@ def test_params(project: Project) -> None:
         ("def boot(m):\n    yield", "boot() is no plain function"),
         ("async def boot(m):\n    pass", "boot() is no plain function"),
         ("def boot():\n    pass", "boot() has no parameter for its machine"),
+        ("def boot(self, m):\n    pass", "boot() is a method: one machine"),
         (
             "def boot(m, tmp_path):\n    pass",
             "boot boots once per process and takes 'tmp_path', which is made "
