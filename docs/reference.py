@@ -112,6 +112,16 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm.symbols", "Symbols"),
             ("pyvmm.symbols", "Where"),
             ("pyvmm.debug", "Point"),
+            ("pyvmm.backtrace", "Backtrace"),
+        ],
+    ),
+    (
+        "Tests of guests",
+        "The module `pyvmm.testing`; [testing.md](testing.md) says how to use "
+        "it.\n",
+        [
+            ("pyvmm.testing", "machine"),
+            ("pyvmm.testing", "GuestStateMachine"),
         ],
     ),
     (

@@ -7,7 +7,7 @@ pieces, and is looked at as it comes.
 
 import pytest
 
-import pyvmm
+from pyvmm import testing
 
 KERNEL = """
 #include <runtime.h>
@@ -22,11 +22,11 @@ int main(void)
 """
 
 
-@pytest.fixture
-def kernel():
-    with pyvmm.Machine() as m:
-        m.load(c=KERNEL)
-        yield m
+@testing.machine
+def kernel(m):
+    """Boots once, and is put back before each test."""
+    m.load(c=KERNEL)
+    m.console.expect("> ", timeout=5)
 
 
 @pytest.mark.parametrize(("digit", "word"), [("4", "even"), ("7", "odd")])

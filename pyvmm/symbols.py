@@ -66,8 +66,10 @@ class Where:
 
     @property
     def name(self) -> str:
-        """Symbol and offset, or the address: without the line, which wants
-        the DWARF of the whole image read."""
+        """Symbol and offset, or the address.
+
+        The line would want the DWARF of the whole image read.
+        """
         if self.symbol is None:
             return f"{self.address:#x}"
         if self.offset:

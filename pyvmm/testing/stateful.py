@@ -18,17 +18,9 @@ if TYPE_CHECKING:
 class GuestStateMachine(RuleBasedStateMachine):
     """Rules that are tried on a guest, each run on the same moment of it.
 
-    class Shell(testing.GuestStateMachine, memory="32M"):
-        @staticmethod
-        def boot(m):
-            m.load("kernel.elf")
-            m.console.expect("> ", timeout=10)
-
-        @rule(text=st.text())
-        def echo(self, text):
-            self.guest.console.send(text)
-
-    TestShell = Shell.TestCase
+    `class Shell(testing.GuestStateMachine, memory="32M")` has a static
+    `boot(m)` and rules that use `self.guest`; `TestShell = Shell.TestCase` is
+    the test.
 
     `boot(m)` is given a `Machine(**options)`, the options being the keyword
     arguments of the class, or a `kind(**options)`; it is called once per
