@@ -292,13 +292,13 @@ def fresh(booted: Booted, request: pytest.FixtureRequest, name: str) -> Machine:
     """Booted.fresh(), for the report of this test."""
     import pytest
 
-    from ..plugin import USED
+    from .. import plugin
 
     before = booted.failure
     if before is None:
-        if request.config.pluginmanager.hasplugin("pyvmm"):
+        if request.config.pluginmanager.is_registered(plugin):
             request.getfixturevalue("kvm")  # skips where there is none
-        request.node.stash.setdefault(USED, {})[name] = booted
+        request.node.stash.setdefault(plugin.USED, {})[name] = booted
         try:
             return booted.fresh()
         except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
