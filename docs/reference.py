@@ -136,6 +136,7 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("pyvmm.campaigns", "Campaign"),
             ("pyvmm.campaigns", "Result"),
             ("pyvmm.campaigns", "read_log"),
+            ("pyvmm.afl", "serve"),
         ],
     ),
     (
