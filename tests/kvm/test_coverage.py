@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests that are built with coverage, and what replay() makes of it."""
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
 import pyvmm
-from pyvmm import snippet
 
 pytestmark = pytest.mark.usefixtures("kvm")
 
@@ -67,25 +62,13 @@ def test_deeper_is_new(mode) -> None:
 
 
 @pytest.mark.parametrize("how", ["trace-pc", "edge,trace-pc-guard"])
-@pytest.mark.parametrize("bits", ["-m32", "-m64"])
-def test_clang_has_two_ways(tmp_path, how, bits) -> None:
-    clang = shutil.which("clang")
-    assert clang, "clang is one of the packages of make check"
-    lib = Path(snippet.SDK, "lib")
-    base = [clang, bits, f"@{lib}/compile.flags", f"-I{snippet.SDK}/include"]
-    source, made, image = (tmp_path / n for n in ("x.c", "x.o", "x.elf"))
+@pytest.mark.parametrize("mode", ["protected", "user"])
+def test_clang_has_two_ways(tmp_path, how, mode) -> None:
+    source = tmp_path / "nested.c"
     source.write_text(NESTED)
-    subprocess.run(
-        [*base, f"-fsanitize-coverage={how}", "-c", "-o", made, source],
-        check=True,
-    )
-    runtime = [p for p in lib.iterdir() if p.suffix in (".c", ".S")]
-    subprocess.run(
-        [
-            *base, f"@{lib}/link.flags", "-T", lib / "link.ld",
-            "-Wl,--gc-sections", "-o", image, made, *runtime,
-        ],
-        check=True,
+    image = pyvmm.guest.build(
+        source, mode=mode, compiler="clang",
+        flags=[f"-fsanitize-coverage={how}"],
     )  # fmt: skip
     with pyvmm.Machine(memory="16M") as m:
         m.load(image)
@@ -125,7 +108,7 @@ def test_no_coverage_leaves_a_function_out() -> None:
     with pyvmm.Machine(memory="16M") as m:
         m.load(c=source, coverage=True)
         assert m.run(timeout=5).status == 0
-        assert not any(m.cpu.mem.read(MAP, 65536))
+        assert MAP not in m.symbols  # nothing has asked for it
 
 
 def test_nothing_for_who_does_not_want_it() -> None:
