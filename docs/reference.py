@@ -28,6 +28,10 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
         [
             ("pyvmm", "Machine"),
             ("pyvmm", "Snapshot"),
+            ("pyvmm", "campaign"),
+            ("pyvmm.campaigns", "Campaign"),
+            ("pyvmm.campaigns", "Result"),
+            ("pyvmm.campaigns", "read_log"),
             ("pyvmm.console", "Console"),
         ],
     ),

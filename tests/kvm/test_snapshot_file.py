@@ -884,6 +884,10 @@ def test_places_where_no_file_can_be(tmp_path: Path) -> None:
         assert load(target) and (tmp_path / "link").is_symlink()
 
 
+# Without what a sanitized interpreter wants, which gdb does not bear.
+PLAIN = {"PATH": os.environ["PATH"], "HOME": "/"}
+
+
 # -- for debuggers -------------------------------------------------------------
 
 
@@ -896,7 +900,7 @@ def test_gdb_reads_it(path: Path) -> None:
     done = subprocess.run(
         ["gdb", "-batch", "-nx", "-c", path, "-ex", "info threads",
          "-ex", "info registers rip", "-ex", "x/1wx 0x200000"],
-        check=True, capture_output=True, text=True,
+        check=True, capture_output=True, text=True, env=PLAIN,
     )  # fmt: skip
     assert f"{rip:#x}" in done.stdout
     assert "0x200000:\t0x00000001" in done.stdout
@@ -920,7 +924,7 @@ def test_gdb_reads_virtual_addresses(path: Path) -> None:
     done = subprocess.run(
         ["gdb", "-batch", "-nx", "-c", path, "-ex", "x/1wx 0x1200010",
          "-ex", "x/1wx 0x400010", "-ex", "x/1wx 0x800010"],
-        check=True, capture_output=True, text=True,
+        check=True, capture_output=True, text=True, env=PLAIN,
     )  # fmt: skip
     for at in (0x1200010, 0x400010, 0x800010):
         assert f"{at:#x}:\t0x00001234" in done.stdout
