@@ -271,7 +271,7 @@ class Build:
                 [
                     *self.compiler, self.mode,
                     # The linker would look for the host's libgcov.
-                    *(f for f in self.flags if f not in COUNTERS),
+                    *(f for f in self.flags if not is_for_compiler(f)),
                     f"@{os.path.join(LIB, 'link.flags')}",
                     "-T", self.script, "-o", made, *objects, runtime,
                 ]
@@ -279,6 +279,11 @@ class Build:
             os.replace(made, kept)
         prune(self.folder)
         return kept
+
+
+def is_for_compiler(flag: str) -> bool:
+    """Whether a linker would add a library of its own for the host to that."""
+    return flag in (COVERAGE, *COUNTERS) or flag.startswith("-fsanitize")
 
 
 # -- tools -------------------------------------------------------------------

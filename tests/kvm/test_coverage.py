@@ -61,15 +61,18 @@ def test_deeper_is_new(mode) -> None:
         check_deeper(m)
 
 
-@pytest.mark.parametrize("how", ["trace-pc", "edge,trace-pc-guard"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"coverage": True},
+        {"flags": ["-fsanitize-coverage=edge,trace-pc-guard"]},
+    ],
+)
 @pytest.mark.parametrize("mode", ["protected", "user"])
 def test_clang_has_two_ways(tmp_path, how, mode) -> None:
     source = tmp_path / "nested.c"
     source.write_text(NESTED)
-    image = pyvmm.guest.build(
-        source, mode=mode, compiler="clang",
-        flags=[f"-fsanitize-coverage={how}"],
-    )  # fmt: skip
+    image = pyvmm.guest.build(source, mode=mode, compiler="clang", **how)
     with pyvmm.Machine(memory="16M") as m:
         m.load(image)
         check_deeper(m)
