@@ -18,7 +18,7 @@ import pytest
 
 from .. import guest
 from ..errors import Error
-from ..plugin import COVERAGE
+from ..plugin import COVERAGE, GUEST_FILES
 from . import guest_image
 from .guest_options import OF_BUILDS, OF_PROGRAMS, Options, in_source
 from .guest_run import (
@@ -77,9 +77,21 @@ def collect_file(path: Path, parent: pytest.Collector) -> pytest.File | None:
     if lines:
         return KernelFile.from_parent(parent, path=path, lines=lines)
     patterns = config.getini("pyvmm_guest_files")
-    if any(is_meant(config, path, pattern) for pattern in patterns):
-        return GuestFile.from_parent(parent, path=path)
-    return None
+    if not any(is_meant(config, path, pattern) for pattern in patterns):
+        return None
+    if patterns == GUEST_FILES and is_of_others(path):
+        return None
+    return GuestFile.from_parent(parent, path=path)
+
+
+def is_of_others(path: Path) -> bool:
+    """A source that only has such a name: it does not know test.h."""
+    if path.suffix == ".elf":
+        return False
+    try:
+        return b"test.h" not in path.read_bytes()
+    except OSError:
+        return False  # building it says why
 
 
 def listed(config: pytest.Config) -> Iterator[tuple[str, str]]:

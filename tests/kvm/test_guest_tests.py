@@ -885,3 +885,13 @@ def test_kernels_are_listed(folder: Path) -> None:
     write(folder, "pytest.ini", lines + "            kernels/none.elf\n")
     done = run(folder)
     assert done.code == 4 and "kernels/none.elf" in done.text
+
+
+def test_sources_of_others_are_left_alone(folder: Path) -> None:
+    """A name is not enough, unless the ini file says so."""
+    write(folder, "guest_list.c", "int main(void) { return guests(); }\n")
+    write(folder, "guest_math.c", MATH)
+    run(folder).counts(passed=12, skipped=1)
+    ini = "[pytest]\npyvmm_guest_files = guest_l*.c\n"
+    (folder / "pytest.ini").write_text(ini)
+    run(folder).counts(failed=1)
