@@ -105,6 +105,24 @@ def session_of(job: Job) -> Session:
     return session
 
 
+def leave_with_parent() -> None:
+    """For a process of a pool: it ends with the one that has made it.
+
+    Otherwise it would wait for tasks for ever when that is killed.
+    """
+    from multiprocessing import parent_process
+    from threading import Thread
+
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, name="pyvmm campaign", daemon=True).start()
+
+
 def prepare(job: Job) -> int:
     """Make all that a batch needs, to see whether it can be made: the pid."""
     session_of(job)

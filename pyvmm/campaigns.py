@@ -277,7 +277,9 @@ class Pool:
         from multiprocessing import get_context
 
         # No fork of this process: it may have machines, and so threads.
-        return ProcessPoolExecutor(self.workers, get_context("forkserver"))
+        return ProcessPoolExecutor(
+            self.workers, get_context("forkserver"), worker.leave_with_parent
+        )
 
     def submit(self, call: Callable[..., Any], *args: object) -> Future[Any]:
         """Hand out a task."""

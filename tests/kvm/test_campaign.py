@@ -392,6 +392,8 @@ def test_a_campaign_that_is_killed(snap: Path, tmp_path: Path) -> None:
             told.add(int(line))
         child.kill()
         child.wait()
+        # Its workers have the other end, too, and go with it.
+        child.stdout.read()
         child.stdout.close()
     # What was told is in the log, and what is there goes on being so.
     logged = {r.index for r in read_log(log)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import campaign_guest
+import dask
 import distributed
 import pytest
 from campaign_guest import OPTIONS, setup
@@ -26,6 +27,9 @@ WORKERS = 3
 def client() -> Iterator[distributed.Client]:
     """A scheduler and three worker processes, each with a nanny."""
     with (
+        # How often a task is tried elsewhere before it is blamed: each time
+        # costs a worker, and making one takes seconds.
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         distributed.LocalCluster(
             n_workers=WORKERS,
             threads_per_worker=1,
