@@ -707,7 +707,8 @@ def test_files_that_are_no_images(folder: Path) -> None:
     (folder / "guest_text.elf").write_bytes(b"hello" * 99)
     whole = (ROOT / "build/guest/hello.elf").read_bytes()
     (folder / "guest_half.elf").write_bytes(whole[: len(whole) // 2])
-    (folder / "guest_binary.c").write_bytes(bytes(range(256)))
+    binary = bytes(range(256)) + b"test.h"
+    (folder / "guest_binary.c").write_bytes(binary)
     done = run(folder)
     done.counts(failed=4)
     assert "Traceback" not in done.text and "INTERNAL" not in done.text
