@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import BrokenExecutor, CancelledError
 from importlib import import_module
 from itertools import chain, islice
@@ -531,10 +531,11 @@ class Campaign:
         row = array("I", codes)
         self.done += len(row)
         wanted = []
+        tally = Counter(row)
         for code, outcome in enumerate(outcomes):
-            count = row.count(code)
-            if count:
-                self.counts[outcome[0]] = self.counts.get(outcome[0], 0) + count
+            if code in tally:
+                reason = outcome[0]
+                self.counts[reason] = self.counts.get(reason, 0) + tally[code]
             if outcome[0] == LOST:
                 self.aside.append(start)
             wanted.append(self._report == "all" or outcome[2] or outcome[5])
