@@ -29,7 +29,7 @@ Importing does nothing: each name is loaded when it is first used.
     campaigns.py   campaign(): many inputs on many workers; campaign_worker.py,
                    campaign_log.py: what those do, and what is done
     replay.py      Case: many inputs from one snapshot; corpus.py: Corpus
-    afl.py         the same loop for AFL++
+    blocks.py      where basic blocks begin; afl.py: the same loop for AFL++
     rng.py         Rng: a native virtio-rng
     virtio/        virtio devices in Python, and a driver side to test them
     native.py      what those two have in common

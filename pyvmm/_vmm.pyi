@@ -304,7 +304,10 @@ class Replay:
         strict: bool = True,
         whole: bool = False,
         console: Console | None = None,
+        blocks: Sequence[tuple[int, int, int]] = (),
     ) -> Replay: ...
+    @property
+    def reached(self) -> list[int]: ...
     @property
     def turns(self) -> int: ...
     @property
@@ -363,7 +366,11 @@ class VCPU:
     def until(self, exits: int, pio: bool, addr: int, size: int, /) -> None: ...
     def nmi(self) -> None: ...
     def debug(
-        self, addresses: Sequence[int] = (), dr7: int = 0, step: bool = False
+        self,
+        addresses: Sequence[int] = (),
+        dr7: int = 0,
+        step: bool = False,
+        soft: bool = False,
     ) -> None: ...
     def close(self) -> None: ...
     @property

@@ -283,12 +283,14 @@ def mode_of(registers: Registers) -> str:
 # nop; nop; mov byte [rbx], 1 (real mode: [bp + di]); nop; out 0xf4, al; hlt
 TRIAL_CODE = bytes.fromhex("90 90 c60301 90 e6f4 f4")
 TRIAL_ENTRY = 0x1000
+INT3 = b"\xcc"
 TRIAL_DATA = 0x2000
 TRIAL_TABLES = 0x4000
 TRIAL_SIZE = 0x10000
 TRIAL_TIMEOUT = 2.0
 
 _trials: dict[str, frozenset[str]] = {}
+_int3: dict[str, bool] = {}
 
 
 def trial(mode: str) -> frozenset[str]:
@@ -300,6 +302,17 @@ def trial(mode: str) -> frozenset[str]:
         works = [name for name in FEATURE_WORDS if _try(mode, name)]
         _trials[mode] = frozenset(works)
     return _trials[mode]
+
+
+def int3_works(mode: str) -> bool:
+    """Whether an int3 of ours leaves the guest, and it can go on from there.
+
+    As a debug exit or, where KVM interprets the code, as an instruction that it
+    does not know. Tried once per process and mode.
+    """
+    if mode not in _int3:
+        _int3[mode] = _try(mode, "int3")
+    return _int3[mode]
 
 
 def _try(mode: str, feature: str) -> bool:
@@ -319,6 +332,8 @@ def _try(mode: str, feature: str) -> bool:
         values["rip"] = TRIAL_ENTRY
         regs = x86.REGS_STRUCT.pack(*values.values())
         vcpu.start(mode, regs, TRIAL_TABLES)
+        if feature == "int3":
+            return _observe_int3(vcpu, ram)
         return _observe(vcpu, feature)
     except OSError:
         return False
@@ -347,3 +362,17 @@ def _observe(vcpu: _vmm.VCPU, feature: str) -> bool:
         if exit.reason != _vmm.EXIT_DEBUG or now != rip:
             return False
     return True
+
+
+def _observe_int3(vcpu: _vmm.VCPU, ram: _vmm.Memory) -> bool:
+    place = TRIAL_ENTRY + 1
+    ram.write(place, INT3)
+    vcpu.debug(soft=True)
+    exit = vcpu.run(TRIAL_TIMEOUT)
+    now = x86.REGS_STRUCT.unpack(vcpu.get("regs"))[16]
+    if exit.reason == _vmm.EXIT_INTERNAL_ERROR:
+        vcpu.set("events", bytes(len(vcpu.get("events"))))
+    elif exit.reason != _vmm.EXIT_DEBUG:
+        return False
+    ram.write(place, TRIAL_CODE[1:2])
+    return now == place and vcpu.run(TRIAL_TIMEOUT).reason == _vmm.EXIT_STOP

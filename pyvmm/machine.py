@@ -552,6 +552,7 @@ class Machine:
         report: str = "new",
         whole: bool = False,
         seconds: float | None = None,
+        blocks: Iterable[Address] | None = None,
     ) -> Replay:
         """Run from a snapshot with each of many inputs, and iterate the cases.
 
@@ -565,9 +566,11 @@ class Machine:
         run(), but for watchpoints. `timeout`: seconds for each input; looked
         at every 20 ms. `coverage`: "edges", the map of a guest that was built
         with coverage (65536 counters at `pyvmm_coverage`), or (address, size)
-        of such counters. `whole`: put back all of the vCPU's state each time
-        rather than look at it after each 256 inputs, and do those again if
-        it has changed. `seconds`: when to stop at the latest.
+        of such counters, or "blocks", for code that was built without: each
+        basic block's first visit, by an int3 there until then. `blocks`: the
+        addresses to do that at. `whole`: put back all of the vCPU's state each
+        time rather than look at it after each 256 inputs, and do those again
+        if it has changed. `seconds`: when to stop at the latest.
 
         Only the console may be used by the fast loop; a turn in which the
         guest uses another device is done in Python, as every turn is when a
@@ -590,6 +593,7 @@ class Machine:
             report=report,
             whole=whole,
             seconds=seconds,
+            blocks=blocks,
         )
 
     # -- debugging -----------------------------------------------------------

@@ -14,7 +14,10 @@ from itertools import islice
 from time import monotonic
 
 from . import _vmm, running, x86
+from .blocks import starts
 from .corpus import Corpus, write_whole
+from .debug import INT3, MODE_WORDS, int3_works, mode_of
+from .errors import Unsupported
 from .run import closed_error
 from .stop import MEANT
 from .until import Armed
@@ -43,6 +46,7 @@ CORPUS_BATCH = 256
 # enum vmm_turn_flags of csrc/vmm/replay.h.
 NEW, TOUCHED, OWNER, TIMEOUT, IDLE, AT_STOP = 1, 2, 4, 8, 16, 32
 
+BLOCKS = "blocks"
 FRAMES = 5  # innermost functions that say whether two crashes are the same
 MAP_SYMBOL = "pyvmm_coverage"
 MAP_SIZE = 65536
@@ -171,6 +175,7 @@ class Replay:
         report: str,
         whole: bool,
         seconds: float | None,
+        blocks: Iterable[Address] | None = None,
     ) -> None:
         if report not in REPORTS:
             raise ValueError(f"report {report!r} is none of {[*REPORTS]}")
@@ -190,6 +195,7 @@ class Replay:
         self.report = report
         self._deadline = None if seconds is None else monotonic() + seconds
         machine.restore(snap)
+        self._alone = needs_python(machine, snap)
         self._armed = armed = Armed(machine, until)
         limits = [s for s in (timeout, armed.limit) if s is not None]
         self._elapsed = armed.limit is not None and armed.limit == min(limits)
@@ -197,13 +203,21 @@ class Replay:
         self._into = self._pieces(into, max_size)
         self._to = self._length(length)
         self._elsewhere = False  # the machine may be anywhere
+        stops = self._stops()
+        counters = self._map(None if coverage == BLOCKS else coverage)
+        self._base = snap  # what turns begin at
+        patches: list[tuple[int, int, int]] = []
+        if coverage == BLOCKS or blocks is not None:
+            patches = self._patches(blocks, stops)
+            self._patch(patches)
+        self.blocks = [address for address, _, _ in patches]
         self._native = _vmm.Replay(
             machine.cpu.vcpu,
-            snap._native,
+            self._base._native,
             into=self._into,
             length=self._to,
-            stops=self._stops(),
-            map=self._map(coverage),
+            stops=stops,
+            map=counters,
             write=armed.write if armed.write[2] else None,
             exits=armed.exits,
             stop_sp=armed.stack or 0,
@@ -212,8 +226,8 @@ class Replay:
             strict=machine._options["strict"],
             whole=whole,
             console=machine._console.native if machine._console else None,
+            blocks=patches,
         )
-        self._alone = needs_python(machine, snap)
         self._batch = BATCH
         if self._alone:
             self._batch = 1
@@ -287,7 +301,8 @@ class Replay:
             )
         if coverage != "edges":
             raise ValueError(
-                f"coverage {coverage!r} is neither 'edges' nor (address, size)"
+                f"coverage {coverage!r} is neither 'edges' nor 'blocks' nor "
+                "(address, size)"
             )
         if MAP_SYMBOL not in symbols:
             raise ValueError(
@@ -295,6 +310,53 @@ class Replay:
                 "give coverage=(address, size)"
             )
         return physical(self.machine, symbols[MAP_SYMBOL], MAP_SIZE)
+
+    # -- blocks, by int3 -----------------------------------------------------
+
+    def _patches(
+        self, blocks: Iterable[Address] | None, stops: list[int]
+    ) -> list[tuple[int, int, int]]:
+        """Address, gpa and byte of each block, ascending."""
+        machine = self.machine
+        if self._alone:
+            raise ValueError(
+                "blocks are seen by the fast loop alone, and a device of this "
+                "machine takes part in each turn"
+            )
+        registers = machine.cpu.registers
+        mode = mode_of(registers)
+        if not int3_works(mode):
+            raise Unsupported(
+                f"this host does not report int3 in {MODE_WORDS[mode]}, which "
+                "coverage of blocks is made of (a trial run showed it)"
+            )
+        if blocks is None:
+            known = starts(machine)
+            if not known:
+                raise ValueError("the image has no functions: give blocks=")
+        else:
+            places = map(machine.symbols.address, blocks)
+            known = dict.fromkeys(sorted(places), -1)
+        found = []
+        for address, byte in known.items():
+            if address in stops:
+                continue  # it is seen as an end
+            now = machine.cpu.mem.read(address, 1)[0]
+            if byte in (-1, now):
+                gpa = physical(machine, address, 1)[0][0]
+                found.append((address, gpa, now))
+        return found
+
+    def _patch(self, patches: list[tuple[int, int, int]]) -> None:
+        """A child of the snapshot with an int3 at each."""
+        for _, gpa, _ in patches:
+            self.machine.memory.write(gpa, INT3)
+        self._base = self.machine.snapshot()
+
+    @property
+    def reached(self) -> list[int]:
+        """The blocks that inputs have reached, in that order: addresses."""
+        return self._native.reached
 
     # -- turns ---------------------------------------------------------------
 
@@ -404,7 +466,7 @@ class Replay:
 
     def _go_back(self) -> None:
         """All is as in the snapshot, devices too."""
-        self.machine.restore(self.snap)
+        self.machine.restore(self._base)
         self._native.left()
         self._elsewhere = False
 
@@ -496,8 +558,15 @@ class Replay:
         self._native.unseen = value
 
     def close(self) -> None:
-        """Give the vCPU's debug registers back. Twice is once."""
+        """Give the vCPU's debug registers back. Twice is once.
+
+        With blocks the machine goes to the snapshot, which has no int3.
+        """
         self._native.close()
+        if self._base is not self.snap and not self.machine.closed:
+            self._base = self.snap
+            if self.machine._runner.owner is None:
+                snapshots.restore(self.machine, self.snap)
         if self._armed.texts and not self.machine.closed:
             self.machine.console.native.want([])
 

@@ -106,6 +106,42 @@ as_write(PyObject *arg, struct vmm_until *until)
     return 0;
 }
 
+/* A sequence of (address, gpa, byte) that ascends. */
+static int
+as_blocks(PyObject *arg, struct vmm_replay *replay)
+{
+    PyObject *list = PySequence_Fast(arg, "blocks is a sequence");
+    Py_ssize_t count = list ? PySequence_Fast_GET_SIZE(list) : 0;
+    int err = list ? 0 : -1;
+
+    if (!err && count) {
+        replay->block = calloc((size_t)count, sizeof *replay->block);
+        replay->reached = calloc((size_t)count, sizeof *replay->reached);
+        if (!replay->block || !replay->reached) {
+            PyErr_NoMemory();
+            err = -1;
+        }
+    }
+    for (Py_ssize_t i = 0; !err && i < count; i++) {
+        unsigned long long address, gpa;
+        unsigned char byte;
+
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(list, i), "KKb",
+                              &address, &gpa, &byte)) {
+            err = -1;
+        } else if (i && address <= replay->block[i - 1].address) {
+            PyErr_SetString(PyExc_ValueError, "blocks do not ascend");
+            err = -1;
+        } else {
+            replay->block[i] = (struct vmm_block){
+                .address = address, .gpa = gpa, .byte = byte};
+        }
+    }
+    replay->blocks = err ? 0 : (unsigned)count;
+    Py_XDECREF(list);
+    return err;
+}
+
 static int
 fill_in(struct replay *self, PyObject *const *arg, double limit)
 {
@@ -114,7 +150,7 @@ fill_in(struct replay *self, PyObject *const *arg, double limit)
     int maps = pieces < 0 ? -1 : as_pieces(arg[3], "map", replay->map);
 
     if (maps < 0 || as_length(arg[1], replay) || as_stops(arg[2], replay) ||
-        as_write(arg[4], &replay->until))
+        as_write(arg[4], &replay->until) || as_blocks(arg[5], replay))
         return -1;
     replay->pieces = (unsigned)pieces;
     replay->maps = (unsigned)maps;
@@ -152,12 +188,12 @@ static PyObject *
 replay_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "vcpu",  "snapshot", "into",  "length",  "stops",
-        "map",   "write",    "exits", "stop_sp", "limit",
-        "wants", "strict",   "whole", "console", NULL};
+        "vcpu",  "snapshot", "into",    "length", "stops", "map",
+        "write", "exits",    "stop_sp", "limit",  "wants", "strict",
+        "whole", "console",  "blocks",  NULL};
     struct state *state = state_of(type);
     PyObject *vcpu, *snapshot, *console = Py_None, *empty = PyTuple_New(0);
-    PyObject *arg[5] = {empty, Py_None, empty, empty, Py_None};
+    PyObject *arg[6] = {empty, Py_None, empty, empty, Py_None, empty};
     unsigned long long exits = 0, stop_sp = 0;
     int wants = 0, strict = 1, whole = 0;
     struct native native = {0};
@@ -166,11 +202,11 @@ replay_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     bool ok;
 
     ok = empty &&
-         PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$OOOOOKKdpppO:Replay",
-                                     KEYWORDS(names), state->vcpu_type, &vcpu,
-                                     &snapshot, &arg[0], &arg[1], &arg[2],
-                                     &arg[3], &arg[4], &exits, &stop_sp, &limit,
-                                     &wants, &strict, &whole, &console) &&
+         PyArg_ParseTupleAndKeywords(
+             args, kwargs, "O!O|$OOOOOKKdpppOO:Replay", KEYWORDS(names),
+             state->vcpu_type, &vcpu, &snapshot, &arg[0], &arg[1], &arg[2],
+             &arg[3], &arg[4], &exits, &stop_sp, &limit, &wants, &strict,
+             &whole, &console, &arg[5]) &&
          quiet_vcpu(vcpu) && snapshot_check(state, snapshot);
     if (ok && console != Py_None && !console_native(state, console, &native)) {
         if (!PyErr_Occurred())
@@ -220,6 +256,8 @@ replay_dealloc(PyObject *op)
     if (self->vcpu)
         finish(self);
     free(self->replay.unseen);
+    free(self->replay.block);
+    free(self->replay.reached);
     Py_XDECREF(self->vcpu);
     Py_XDECREF(self->snapshot);
     Py_XDECREF(self->console);
@@ -589,6 +627,25 @@ get_unseen(PyObject *op, void *closure)
         replay->unseen ? (Py_ssize_t)replay->map_len : 0);
 }
 
+static PyObject *
+get_reached(PyObject *op, void *closure)
+{
+    const struct vmm_replay *replay = &((struct replay *)op)->replay;
+    PyObject *list = PyList_New(replay->reached_count);
+
+    (void)closure;
+    for (unsigned i = 0; list && i < replay->reached_count; i++) {
+        PyObject *item = PyLong_FromUnsignedLongLong(
+            replay->block[replay->reached[i]].address);
+
+        if (!item)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, item);
+    }
+    return list;
+}
+
 static int
 set_unseen(PyObject *op, PyObject *value, void *closure)
 {
@@ -629,6 +686,8 @@ static PyGetSetDef replay_getset[] = {
      NULL},
     {"touched", get_touched, NULL,
      "Whether devices are to be put back before the next run().", NULL},
+    {"reached", get_reached, NULL,
+     "The addresses of the blocks that were reached, in that order.", NULL},
     {"unseen", get_unseen, set_unseen,
      "A byte for each one of the map: a bit for each class of counts (1, 2, "
      "3, 4-7, 8-15,\n16-31, 32-127, more) that was not seen yet.",
@@ -640,7 +699,7 @@ PyDoc_STRVAR(
     replay_doc,
     "Replay(vcpu, snapshot, *, into=(), length=None, stops=(), map=(), "
     "write=None, exits=0, stop_sp=0, limit=0.0, wants=False, strict=True, "
-    "whole=False, console=None)\n--\n\n"
+    "whole=False, console=None, blocks=())\n--\n\n"
     "The reset loop: from a snapshot, with an input, to an end, and again.\n\n"
     "`into`, `map`: pieces of RAM, (gpa, len) each. `length`: where an input's "
     "length goes, a\nregister by its number in struct kvm_regs or (gpa, len). "
@@ -650,7 +709,8 @@ PyDoc_STRVAR(
     "a text that the console wants (`wants`), after\n`limit` seconds, or by "
     "itself. `whole`: put back all of the state each time instead of\nlooking "
     "at "
-    "it behind each 256 turns (csrc/vmm/replay.h). Raises ValueError, "
+    "it behind each 256 turns (csrc/vmm/replay.h). `blocks`: (address, gpa, "
+    "byte) each, at\nwhich the snapshot has an int3. Raises ValueError, "
     "OSError.\n\nThreads: one.");
 
 static PyType_Slot replay_slots[] = {

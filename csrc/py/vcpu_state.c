@@ -318,26 +318,28 @@ vcpu_nmi(PyObject *op, PyObject *ignored)
 }
 
 const char vcpu_debug_doc[] = PyDoc_STR(
-    "debug($self, /, addresses=(), dr7=0, step=False)\n--\n\n"
+    "debug($self, /, addresses=(), dr7=0, step=False, soft=False)\n--\n\n"
     "Set up to four hardware breakpoints (dr0 to dr3, with dr7), single step.\n"
-    "\nrun() then returns EXIT_DEBUG. Some hosts take this and run past it in "
+    "\n`soft`: int3 in the guest leaves it, too. run() then returns "
+    "EXIT_DEBUG. Some hosts take this and run past it in "
     "ring 3:\npyvmm.Machine finds out by a trial, this does not. Raises "
     "OSError.\nSource: Intel SDM volume 3, 18.2.");
 
 PyObject *
 vcpu_debug(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {"addresses", "dr7", "step", NULL};
+    static const char *const names[] = {"addresses", "dr7", "step", "soft",
+                                        NULL};
     struct vcpu *self = quiet_vcpu(op);
     PyObject *addresses = NULL, *dr7_arg = NULL;
     uint64_t dr[4] = {0}, dr7 = 0;
     Py_ssize_t count;
-    int step = 0;
+    int step = 0, soft = 0;
 
     if (!self ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOp:debug",
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOpp:debug",
                                      KEYWORDS(names), &addresses, &dr7_arg,
-                                     &step) ||
+                                     &step, &soft) ||
         (dr7_arg && as_uint(dr7_arg, "dr7", UINT32_MAX, &dr7)))
         return NULL;
     count = addresses ? PySequence_Size(addresses) : 0;
@@ -354,5 +356,6 @@ vcpu_debug(PyObject *op, PyObject *args, PyObject *kwargs)
         if (err)
             return NULL;
     }
+    self->cpu.soft = soft;
     return vcpu_none_or_raise(self, vmm_vcpu_debug(&self->cpu, dr, dr7, step));
 }

@@ -8,6 +8,7 @@
 
 #include "dirty.h"
 
+#define INT3      0xccU
 #define DR7_EXACT 0x400U /* bit 10 reads as 1 (SDM 3, 17.2.4) */
 
 /*
@@ -104,6 +105,7 @@ arm(struct vmm_replay *replay)
     for (unsigned i = 0; i < replay->stops; i++)
         dr7 |= 2ULL << 2 * i;
     replay->armed = true;
+    replay->cpu->soft = replay->blocks > 0;
     return vmm_vcpu_debug(replay->cpu, replay->stop, dr7, false);
 }
 
@@ -134,6 +136,7 @@ vmm_replay_fini(struct vmm_replay *replay)
 {
     const uint64_t none[4] = {0};
 
+    replay->cpu->soft = false;
     if (replay->armed) {
         vmm_vcpu_debug(replay->cpu, none, 0, false);
         memset(&replay->cpu->until, 0, sizeof replay->cpu->until);
@@ -247,9 +250,116 @@ begin(struct vmm_replay *replay, const struct vmm_input *input, bool whole)
     return write_input(replay, input);
 }
 
+/* -- blocks ---------------------------------------------------------------- */
+
+static struct vmm_block *
+find_block(const struct vmm_replay *replay, uint64_t address)
+{
+    unsigned low = 0, high = replay->blocks;
+
+    while (low < high) {
+        unsigned mid = low + (high - low) / 2;
+
+        if (replay->block[mid].address < address)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    if (low == replay->blocks || replay->block[low].address != address)
+        return NULL;
+    return &replay->block[low];
+}
+
+/* A byte of code, in the machine and in the snapshot. */
+static int
+put(struct vmm_replay *replay, uint64_t gpa, uint8_t byte)
+{
+    const struct vmm_mem *mem = replay->vm->mem;
+    uint64_t before = 0;
+    int err = vmm_mem_write(replay->vm->mem, gpa, &byte, 1, VMM_MEM_HOST);
+
+    if (err)
+        return err;
+    for (unsigned i = 0; i < mem->count; i++) {
+        const struct vmm_region *region = &mem->region[i];
+
+        if (gpa - region->gpa < region->len)
+            return vmm_snap_poke(replay->snap, before + gpa - region->gpa,
+                                 byte);
+        before += region->len;
+    }
+    return -EFAULT;
+}
+
+/* KVM that could not do an instruction has queued an exception for it. */
+static int
+forget_exception(struct vmm_vcpu *cpu)
+{
+    struct kvm_vcpu_events events;
+    int err = vmm_vcpu_get_events(cpu, &events);
+
+    if (err || !(events.exception.injected || events.exception.pending))
+        return err;
+    memset(&events.exception, 0, sizeof events.exception);
+    return vmm_vcpu_set_events(cpu, &events);
+}
+
+/* An exit that may be due to one of our int3. 1: it was, and the turn goes on.
+ */
+static int
+reach_block(struct vmm_replay *replay, const struct vmm_exit *exit,
+            struct vmm_turn *turn)
+{
+    uint64_t pc = exit->pc;
+    struct vmm_block *block;
+    struct kvm_regs regs;
+    int err = 0;
+
+    if (!replay->blocks)
+        return 0;
+    if (exit->reason == VMM_EXIT_INTERNAL_ERROR) {
+        if (exit->code != KVM_INTERNAL_ERROR_EMULATION)
+            return 0;
+        err = vmm_vcpu_get_regs(replay->cpu, &regs);
+        if (err)
+            return err;
+        pc = regs.rip;
+    }
+    block = find_block(replay, pc);
+    if (!block || block->reached)
+        return 0;
+    err = put(replay, block->gpa, block->byte);
+    if (!err && exit->reason == VMM_EXIT_INTERNAL_ERROR)
+        err = forget_exception(replay->cpu);
+    if (err)
+        return err;
+    block->reached = true;
+    replay->reached[replay->reached_count++] =
+        (unsigned)(block - replay->block);
+    turn->found++;
+    return 1;
+}
+
+/* What this batch has shown counts as not shown yet. */
+static void
+take_news_back(struct vmm_replay *replay)
+{
+    if (replay->map_len)
+        memcpy(replay->unseen, replay->unseen_before, replay->map_len);
+    while (replay->reached_count > replay->reached_before) {
+        struct vmm_block *block =
+            &replay->block[replay->reached[--replay->reached_count]];
+
+        block->reached = false;
+        put(replay, block->gpa, INT3);
+    }
+}
+
 void
 vmm_replay_left(struct vmm_replay *replay)
 {
+    if (replay->middle || replay->at || replay->again)
+        take_news_back(replay);
     replay->elsewhere = true;
     replay->middle = false;
     replay->at = replay->again = 0;
@@ -435,7 +545,19 @@ run_turn(struct vmm_replay *replay, struct vmm_turn *turn, bool *kicked)
         case VMM_EXIT_OWNER:
             turn->flags |= VMM_TURN_OWNER;
             return note_end(replay, &exit, turn);
+        case VMM_EXIT_INTERNAL_ERROR:
+            err = reach_block(replay, &exit, turn);
+            if (err < 0)
+                return err;
+            if (!err)
+                return note_end(replay, &exit, turn);
+            continue;
         case VMM_EXIT_DEBUG:
+            err = reach_block(replay, &exit, turn);
+            if (err < 0)
+                return err;
+            if (err)
+                continue;
             err = too_deep(replay, &over);
             if (!err && over)
                 err = step_off(replay, &exit);
@@ -479,6 +601,7 @@ do_turn(struct vmm_replay *replay, const struct vmm_input *input, bool whole,
         struct vmm_turn *turn, bool *kicked)
 {
     struct vmm_vcpu *cpu = replay->cpu;
+    uint32_t found = 0;
     int err;
 
     if (!replay->middle) {
@@ -502,7 +625,8 @@ do_turn(struct vmm_replay *replay, const struct vmm_input *input, bool whole,
         return err;
     if (turn->flags & VMM_TURN_OWNER)
         return end_last(replay);
-    err = vmm_replay_look(replay, &turn->found);
+    err = vmm_replay_look(replay, &found);
+    turn->found += found;
     if (turn->found)
         turn->flags |= VMM_TURN_NEW;
     return err;
@@ -585,6 +709,8 @@ vmm_replay_run(struct vmm_replay *replay, const struct vmm_input *input,
 
         if (fresh && replay->map_len)
             memcpy(replay->unseen_before, replay->unseen, replay->map_len);
+        if (fresh)
+            replay->reached_before = replay->reached_count;
         done = do_turns(replay, input, count, replay->whole, turn, kicked);
         if (done <= 0)
             return done;
@@ -599,8 +725,7 @@ vmm_replay_run(struct vmm_replay *replay, const struct vmm_input *input,
         }
         if (!replay->again)
             return done;
-        if (replay->map_len)
-            memcpy(replay->unseen, replay->unseen_before, replay->map_len);
+        take_news_back(replay);
     }
     done = do_turns(replay, input, replay->again, true, turn, kicked);
     if (done) {

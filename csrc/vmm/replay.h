@@ -21,6 +21,13 @@
  * that wants each end at once, and so has batches of one, may look only now and
  * then (`trusting`): what is found then holds from there on.
  *
+ * Blocks. Where code that was not built for it is to tell what it reaches, the
+ * snapshot has an int3 at the begin of each block. The first turn that comes to
+ * one finds its byte put back, here and in the snapshot, and goes on: it is
+ * news, and from then on costs nothing. int3 leaves the guest as a debug exit
+ * or, where KVM interprets an instruction that it does not know, as a failure
+ * to do so; both are taken. A batch that is done again gets its int3 back.
+ *
  * Devices. Only the console and the exit port may be used in a turn. One that
  * uses others is marked (VMM_TURN_TOUCHED, or VMM_TURN_OWNER when it could not
  * be finished here) and ends the batch; `touched` says that their state is to
@@ -57,13 +64,21 @@ enum vmm_turn_flags {
     VMM_TURN_STOP = 32,   /* at one of `stop`, by number in `code` */
 };
 
+/* Where the snapshot has an int3 in place of `byte`. */
+struct vmm_block {
+    uint64_t address; /* linear, as an exit tells it; they ascend */
+    uint64_t gpa;
+    uint8_t byte;
+    bool reached;
+};
+
 /* How a turn has ended. */
 struct vmm_turn {
     enum vmm_exit_reason reason; /* INTR: see the flags */
     unsigned flags;
     uint64_t code, val; /* of the exit: value for STOP, suberror, ... */
     uint64_t pc;        /* where; 0: not known */
-    uint32_t found;     /* bytes of the map that show something new */
+    uint32_t found;     /* bytes of the map that show something new; blocks */
 };
 
 struct vmm_replay {
@@ -97,6 +112,12 @@ struct vmm_replay {
     uint64_t map_len;
     uint8_t *unseen; /* made by init, and the caller's to free */
 
+    /* The caller's, and in a node that is nobody else's. */
+    struct vmm_block *block;
+    unsigned blocks;
+    unsigned *reached; /* by number, in their order: room for all of them */
+    unsigned reached_count;
+
     bool whole;
     const char *why; /* what has made it so, or NULL */
     bool trusting;   /* ends of plain turns are believed without a look */
@@ -108,12 +129,13 @@ struct vmm_replay {
     struct vmm_vcpu_save now;
     uint8_t *unseen_before;
     bool armed;
-    bool elsewhere;    /* the machine has run without us */
-    bool unknown;      /* the rest of the state may be anything */
-    bool middle;       /* a turn was interrupted */
-    unsigned at;       /* the turn of the batch */
-    unsigned again;    /* so many are being done again, 0: none */
-    uint64_t began_ns; /* when the turn began */
+    bool elsewhere;          /* the machine has run without us */
+    bool unknown;            /* the rest of the state may be anything */
+    bool middle;             /* a turn was interrupted */
+    unsigned at;             /* the turn of the batch */
+    unsigned again;          /* so many are being done again, 0: none */
+    unsigned reached_before; /* when the batch began */
+    uint64_t began_ns;       /* when the turn began */
 };
 
 /*

@@ -106,6 +106,17 @@ vmm_snap_page(const struct vmm_snap *snap, uint64_t number)
     return snap->image + number * VMM_PAGE_SIZE;
 }
 
+int
+vmm_snap_poke(struct vmm_snap *snap, uint64_t offset, uint8_t byte)
+{
+    uint32_t at = find_page(snap, offset / VMM_PAGE_SIZE);
+
+    if (at == snap->count)
+        return -ENOENT;
+    snap->data[at * VMM_PAGE_SIZE + offset % VMM_PAGE_SIZE] = byte;
+    return 0;
+}
+
 /* -- the state of the machine, without its memory -------------------------- */
 
 static int

@@ -21,8 +21,8 @@
  * Ownership: nodes are counted; a child holds its parent, a machine the node it
  * is at.
  *
- * Threads: counting is atomic, and a finished node never changes; taking and
- * going back want the machine for themselves.
+ * Threads: counting is atomic, and a finished node never changes but by
+ * vmm_snap_poke; taking and going back want the machine for themselves.
  */
 #ifndef VMM_SNAP_H
 #define VMM_SNAP_H
@@ -115,6 +115,12 @@ void vmm_snap_drop(struct vmm_snap *snap);
 
 /* Where in a child's list the first page from `number` on is, or `count`. */
 uint32_t vmm_snap_first(const struct vmm_snap *snap, uint64_t number);
+
+/*
+ * Changes a byte of a child, at an offset into all pages, for who has the node
+ * to himself. -ENOENT: the page is not one of those that it holds.
+ */
+int vmm_snap_poke(struct vmm_snap *snap, uint64_t offset, uint8_t byte);
 
 /* The page of that number: 4096 bytes that do not change. */
 const uint8_t *vmm_snap_page(const struct vmm_snap *snap, uint64_t number);

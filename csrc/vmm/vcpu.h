@@ -112,9 +112,10 @@ struct vmm_vcpu {
     uint32_t string_next; /* string I/O: the element to look at next */
     uint64_t fresh;       /* KVM_SYNC_X86_*: valid in run->s.regs */
     bool debugging;       /* KVM_SET_GUEST_DEBUG is on */
-    bool used;            /* the console or the exit port was accessed */
-    bool touched;         /* another device was */
-    bool stepping;        /* with single steps */
+    bool soft;     /* where it is set: int3 leaves the guest, if the host can */
+    bool used;     /* the console or the exit port was accessed */
+    bool touched;  /* another device was */
+    bool stepping; /* with single steps */
 
     struct vmm_until until; /* the caller's; all 0: nothing */
     bool until_met;

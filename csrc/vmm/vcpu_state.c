@@ -305,6 +305,8 @@ vmm_vcpu_debug(struct vmm_vcpu *cpu, const uint64_t dr[4], uint64_t dr7,
         debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
     if (step)
         debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+    if (cpu->soft)
+        debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
     if (dr7) {
         memcpy(debug.arch.debugreg, dr, 4 * sizeof *dr);
         debug.arch.debugreg[7] = dr7;
