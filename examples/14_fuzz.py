@@ -30,7 +30,7 @@ with pyvmm.Machine(memory="16M") as m:
     m.run(until="parse", timeout=10)
     snap = m.snapshot()
     corpus = pyvmm.Corpus(b"hello", seed=1)
-    place = {"into": "buf", "length": (m.cpu.esp + 8, 4), "max_size": 64}
+    place = {"into": "buf", "length": "*esp+8", "max_size": 64}
     ends = {"until": "return", "timeout": 1}
     for case in m.replay(snap, corpus, coverage="edges", **place, **ends):
         if case.crashed:

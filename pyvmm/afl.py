@@ -87,7 +87,8 @@ def serve(
 ) -> Stop | None:
     """Serve afl-fuzz until it has had enough: a turn for each of its inputs.
 
-    The arguments are those of replay(). An end that nobody means is SIGABRT to
+    The arguments are those of replay(), but coverage="blocks", which counts
+    nothing. An end that nobody means is SIGABRT to
     AFL++, an exit of the guest's has its status (AFL_CRASH_EXITCODE makes a
     crash of one). A turn that takes longer than AFL's -t is ended when AFL
     kills it; `timeout` is for runs without AFL. Inputs come by shared memory
@@ -103,6 +104,10 @@ def serve(
     Returns None when AFL++ has gone. Main thread only, since it listens for
     SIGCHLD. Raises ValueError, OSError, and what run() raises.
     """
+    if coverage == "blocks":
+        raise ValueError(
+            "AFL++ wants counters: coverage is 'edges' or (address, size)"
+        )
     if path is None and len(sys.argv) > 1:
         path = sys.argv[1]
     inputs = Inputs(path, max_size)

@@ -561,16 +561,17 @@ class Machine:
         "new" (what reaches new coverage or ends badly), "all", or "crashed".
 
         `into`: where an input goes, a virtual address, or "*rdi": where the
-        register points; `max_size`: bytes there. `length`: where its length
-        goes, a register, or an address, or (address, size). `until`: as for
-        run(), but for watchpoints. `timeout`: seconds for each input; looked
-        at every 20 ms. `coverage`: "edges", the map of a guest that was built
-        with coverage (65536 counters at `pyvmm_coverage`), or (address, size)
-        of such counters, or "blocks", for code that was built without: each
-        basic block's first visit, by an int3 there until then. `blocks`: the
-        addresses to do that at. `whole`: put back all of the vCPU's state each
-        time rather than look at it after each 256 inputs, and do those again
-        if it has changed. `seconds`: when to stop at the latest.
+        register points in `snap`, or "*esp+8"; `max_size`: bytes there.
+        `length`: where its length goes, a register, or an address as for
+        `into`, or (address, size). `until`: as for run(), but for watchpoints.
+        `timeout`: seconds for each input; looked at every 20 ms. `coverage`:
+        "edges", the map of a guest that was built with coverage (65536
+        counters at `pyvmm_coverage`), or (address, size) of such counters, or
+        "blocks", for code that was built without: each basic block's first
+        visit, by an int3 there until then. `blocks`: the addresses to do that
+        at. `whole`: put back all of the vCPU's state each time rather than
+        look at it after each 256 inputs, and do those again if it has changed.
+        `seconds`: when to stop at the latest.
 
         Only the console may be used by the fast loop; a turn in which the
         guest uses another device is done in Python, as every turn is when a

@@ -20,6 +20,7 @@ from .debug import INT3, MODE_WORDS, int3_works, mode_of
 from .errors import Unsupported
 from .run import closed_error
 from .stop import MEANT
+from .symbols import parse
 from .until import Armed
 
 TYPE_CHECKING = False
@@ -249,13 +250,17 @@ class Replay:
         return physical(self.machine, self._pointed(into), max_size)
 
     def _pointed(self, place: Address) -> int:
-        """A virtual address: "*rdi" is where the register points."""
+        """A virtual address: "*rdi" is where the register points.
+
+        "*esp+8" is 8 bytes behind that, as the snapshot has it.
+        """
         cpu, symbols = self.machine.cpu, self.machine.symbols
         if not isinstance(place, str) or not place.startswith("*"):
             return symbols.address(place)
         inner = place[1:].strip()
-        if inner in x86.REGS or inner in x86.PARTS:
-            return int(cpu.registers[whole_register(inner)])
+        name, number = parse(inner)
+        if name in x86.REGS or name in x86.PARTS:
+            return int(cpu.registers[whole_register(name)]) + number
         width = 8 if cpu.registers.efer & x86.EFER_LMA else 4
         return int.from_bytes(cpu.mem.read(inner, width), "little")
 

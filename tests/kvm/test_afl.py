@@ -58,7 +58,7 @@ with pyvmm.Machine(memory="16M") as m:
     m.load("IMAGE")
     m.run(until="parse", timeout=10)
     pyvmm.afl.serve(
-        m, m.snapshot(), into="buf", length=(m.cpu.esp + 8, 4), max_size=64,
+        m, m.snapshot(), into="buf", length="*esp+8", max_size=64,
         until="return", timeout=1, versioned="versioned" in sys.argv[2:],
     )
 """
@@ -374,6 +374,13 @@ def test_bad_environment(target, value, words) -> None:
     env = {**os.environ, "__AFL_SHM_ID": value}
     done = by_hand(target, input="", env=env)
     assert done.returncode == 1 and words in done.stderr
+
+
+def test_blocks_are_no_counters() -> None:
+    with pyvmm.Machine() as m:
+        m.load(asm="f: hlt")
+        with pytest.raises(ValueError, match="wants counters"):
+            afl.serve(m, m.snapshot(), into=0, max_size=1, coverage="blocks")
 
 
 def test_a_map_that_is_too_small(target) -> None:

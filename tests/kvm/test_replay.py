@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machine.replay(): the reset loop, and what it tells."""
 
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -389,6 +390,52 @@ def test_another_snapshot_meanwhile(target) -> None:
     target.m.cpu.mem.write_u32("calls", 7)
     assert case.restore().reason == "until"
     assert target.m.cpu.mem.read_u32("calls") == 1
+
+
+@pytest.mark.parametrize("length", ["*esp+8", "*esp + 0x8"])
+def test_length_on_the_stack(target, length) -> None:
+    """The register of the snapshot counts, wherever the machine is."""
+    target.m.run(timeout=5)
+    cases = list(target.replay([b"abc", b""], length=length))
+    assert cases[0].new == 3 and cases[1].new == 0
+    target.m.restore(target.snap)
+    with target.replay([], into="*esp + 4", max_size=4) as replay:
+        assert replay._into == [(target.m.cpu.esp + 4, 4)]
+
+
+class Alarm(Exception):
+    """Of a signal's handler."""
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_news_of_a_turn_that_was_given_up(target, blocks) -> None:
+    """An exception ends it in the middle: later it is news still."""
+
+    def kick() -> None:
+        vcpu = target.m.cpu.vcpu
+        while not vcpu.running:
+            pass
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    def on_signal(number, frame) -> None:
+        raise Alarm
+
+    options = {"blocks": ["print", "parse"]} if blocks else {}
+    previous = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        with target.replay([], timeout=None, **options) as replay:
+            before = replay.unseen, replay.reached
+            thread = threading.Thread(target=kick)
+            thread.start()
+            with pytest.raises(Alarm):
+                replay.one(b"LL")
+            thread.join()
+            assert (replay.unseen, replay.reached) == before
+            case = replay.one(b"PP")
+            assert case.new == (3 if blocks else 1)
+            assert len(replay.reached) == (2 if blocks else 0)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
 
 
 @pytest.mark.parametrize(
