@@ -571,7 +571,7 @@ class Replay:
         if self._base is not self.snap and not self.machine.closed:
             self._base = self.snap
             if self.machine._runner.owner is None:
-                snapshots.restore(self.machine, self.snap)
+                self.machine.restore(self.snap)
         if self._armed.texts and not self.machine.closed:
             self.machine.console.native.want([])
 

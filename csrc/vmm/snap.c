@@ -109,9 +109,10 @@ vmm_snap_page(const struct vmm_snap *snap, uint64_t number)
 int
 vmm_snap_poke(struct vmm_snap *snap, uint64_t offset, uint8_t byte)
 {
-    uint32_t at = find_page(snap, offset / VMM_PAGE_SIZE);
+    uint64_t number = offset / VMM_PAGE_SIZE;
+    uint32_t at = vmm_snap_first(snap, number);
 
-    if (at == snap->count)
+    if (at == snap->count || snap->number[at] != number)
         return -ENOENT;
     snap->data[at * VMM_PAGE_SIZE + offset % VMM_PAGE_SIZE] = byte;
     return 0;
