@@ -304,8 +304,27 @@ forget_exception(struct vmm_vcpu *cpu)
     return vmm_vcpu_set_events(cpu, &events);
 }
 
-/* An exit that may be due to one of our int3. 1: it was, and the turn goes on.
- */
+/* The guest has an int3 of its own, and wants its exception. */
+static int
+give_to_guest(struct vmm_vcpu *cpu)
+{
+    struct kvm_vcpu_events events;
+    struct kvm_regs regs;
+    int err = vmm_vcpu_get_regs(cpu, &regs);
+
+    if (!err)
+        err = vmm_vcpu_get_events(cpu, &events);
+    if (err)
+        return err;
+    regs.rip++;
+    memset(&events.exception, 0, sizeof events.exception);
+    events.exception.injected = 1;
+    events.exception.nr = BP_VECTOR;
+    err = vmm_vcpu_set_regs(cpu, &regs);
+    return err ? err : vmm_vcpu_set_events(cpu, &events);
+}
+
+/* An exit that may be due to an int3. 1: it was, and the turn goes on. */
 static int
 reach_block(struct vmm_replay *replay, const struct vmm_exit *exit,
             struct vmm_turn *turn)
@@ -326,8 +345,13 @@ reach_block(struct vmm_replay *replay, const struct vmm_exit *exit,
         pc = regs.rip;
     }
     block = find_block(replay, pc);
-    if (!block || block->reached)
-        return 0;
+    if (!block || block->reached) {
+        if (exit->reason != VMM_EXIT_DEBUG ||
+            replay->cpu->run->debug.arch.exception != BP_VECTOR)
+            return 0;
+        err = give_to_guest(replay->cpu);
+        return err ? err : 1;
+    }
     err = put(replay, block->gpa, block->byte);
     if (!err && exit->reason == VMM_EXIT_INTERNAL_ERROR)
         err = forget_exception(replay->cpu);
