@@ -55,10 +55,9 @@ struct vmm_input {
 };
 
 enum vmm_turn_flags {
-    VMM_TURN_NEW = 1, /* it has reached what none had before */
-    VMM_TURN_TOUCHED =
-        2,              /* it has used a device: its state is to be restored */
-    VMM_TURN_OWNER = 4, /* a device's owner is needed: not finished */
+    VMM_TURN_NEW = 1,     /* it has reached what none had before */
+    VMM_TURN_TOUCHED = 2, /* it has used a device, which is to be put back */
+    VMM_TURN_OWNER = 4,   /* a device's owner is needed: not finished */
     VMM_TURN_TIMEOUT = 8, /* `limit_ns` had passed */
     VMM_TURN_IDLE = 16,   /* halted for good */
     VMM_TURN_STOP = 32,   /* at one of `stop`, by number in `code` */
