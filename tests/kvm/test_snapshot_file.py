@@ -944,3 +944,37 @@ def test_a_guest_that_is_linux_has_the_notes_of_one(path: Path) -> None:
         assert (found.get(b"VMCOREINFO") == text) == wanted
         assert (b"QEMU" in found) == wanted
         load(path).machine().close()
+
+
+def test_replays_of_a_file(saved: Path) -> None:
+    snap = load(saved)
+    with snap.machine() as m:
+        cases = list(
+            m.replay(
+                snap, [b"\1", b"\7"], into=0x200000, max_size=4, report="all",
+                timeout=20,
+            )
+        )  # fmt: skip
+    assert [case.reason for case in cases] == ["exit", "exit"]
+    assert [case.status for case in cases] == [ord("2"), ord("8")]
+
+
+def test_replays_with_timers_of_a_file(path: Path) -> None:
+    """They are no turns for the fast loop, though it sees no timer."""
+
+    class Late(pyvmm.Device):
+        size, port = 1, 0x500
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            self.after(0.2, self.ring)
+
+        def ring(self) -> None:
+            self.machine.exit(7)
+
+    with make(Late(), source="mov edx, 0x500; out dx, al; 1: jmp 1b") as m:
+        m.run(until=m.cpu.rip + 6, timeout=20)
+        m.snapshot().save(path)
+    snap = load(path)
+    with snap.machine(lambda m: m.attach(Late())) as m:
+        cases = list(m.replay(snap, [b"", b""], report="all", timeout=20))
+        assert [case.status for case in cases] == [7, 7]
