@@ -47,7 +47,7 @@ CORPUS_BATCH = 256
 # enum vmm_turn_flags of csrc/vmm/replay.h.
 NEW, TOUCHED, OWNER, TIMEOUT, IDLE, AT_STOP = 1, 2, 4, 8, 16, 32
 
-BLOCKS = "blocks"
+EDGES, BLOCKS = "edges", "blocks"
 FRAMES = 5  # innermost functions that say whether two crashes are the same
 MAP_SYMBOL = "pyvmm_coverage"
 MAP_SIZE = 65536
@@ -206,7 +206,10 @@ class Replay:
         self._elsewhere = False  # the machine may be anywhere
         stops = self._stops()
         counters = self._map(None if coverage == BLOCKS else coverage)
-        self._base = snap  # what turns begin at
+        # What turns begin at; and the same without int3, for redo().
+        self._base = self._clean = snap
+        if coverage == EDGES:
+            self._base = self._clean = self._clear(counters)
         patches: list[tuple[int, int, int]] = []
         if coverage == BLOCKS or blocks is not None:
             patches = self._patches(blocks, stops)
@@ -304,7 +307,7 @@ class Replay:
             return physical(
                 self.machine, symbols.address(coverage[0]), coverage[1]
             )
-        if coverage != "edges":
+        if coverage != EDGES:
             raise ValueError(
                 f"coverage {coverage!r} is neither 'edges' nor 'blocks' nor "
                 "(address, size)"
@@ -315,6 +318,19 @@ class Replay:
                 "give coverage=(address, size)"
             )
         return physical(self.machine, symbols[MAP_SYMBOL], MAP_SIZE)
+
+    def _clear(self, counters: list[Piece]) -> Snapshot:
+        """The snapshot, or a child of it that has counted nothing.
+
+        What was counted on the way there hides what an input does, all of it
+        where a counter is at its end.
+        """
+        memory = self.machine.memory
+        if not any(any(memory.read(gpa, size)) for gpa, size in counters):
+            return self.snap
+        for gpa, size in counters:
+            memory.write(gpa, bytes(size))
+        return self.machine.snapshot()
 
     # -- blocks, by int3 -----------------------------------------------------
 
@@ -477,7 +493,7 @@ class Replay:
 
     def redo(self, data: bytes) -> Stop:
         """One turn by itself, to its Stop."""
-        self.machine.restore(self.snap)
+        self.machine.restore(self._clean)
         self._elsewhere = True
         self._place(data)
         return self.machine.run(self.until, self.timeout, check=False)
@@ -568,8 +584,8 @@ class Replay:
         With blocks the machine goes to the snapshot, which has no int3.
         """
         self._native.close()
-        if self._base is not self.snap and not self.machine.closed:
-            self._base = self.snap
+        if self._base is not self._clean and not self.machine.closed:
+            self._base = self._clean
             if self.machine._runner.owner is None:
                 self.machine.restore(self.snap)
         if self._armed.texts and not self.machine.closed:

@@ -138,8 +138,6 @@ vmm_vcpu_load(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
     int err = vmm_vcpu_set_mp_state(cpu, save->mp_state);
 
     if (!err)
-        err = vmm_vcpu_set_regs(cpu, &save->regs);
-    if (!err)
         err = vmm_vcpu_set_sregs(cpu, &save->sregs);
     if (!err)
         err = vmm_vcpu_set_xsave(cpu, save->xsave);
@@ -155,7 +153,7 @@ vmm_vcpu_load(struct vmm_vcpu *cpu, const struct vmm_vcpu_save *save)
         if (err >= 0)
             err = (unsigned)err == save->msrs ? 0 : -EINVAL;
     }
-    /* The setters above have handed over what was in the cache. */
+    /* The setters above have handed over the system registers. */
     if (!err)
         err = vmm_vcpu_load_registers(cpu, save);
     return err;

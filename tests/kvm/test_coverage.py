@@ -78,6 +78,25 @@ def test_clang_has_two_ways(tmp_path, how, mode) -> None:
         check_deeper(m)
 
 
+def test_what_was_counted_before_is_forgotten() -> None:
+    """A parser that has run often before the snapshot hides nothing."""
+    source = NESTED.replace(
+        'print("ready',
+        'for (int i = 0; i < 300; i++) parse("DEE.", 4); print("ready',
+    )
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=source, mode="user", coverage=True)
+        check_deeper(m)
+        assert max(m.cpu.mem.read(MAP, 65536)) < 255
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=source, mode="user", coverage=True)
+        m.run(until=pyvmm.printed("ready\n"), timeout=5)
+        snap = m.snapshot()
+        list(m.replay(snap, [b""], coverage="edges"))
+        m.restore(snap)
+        assert max(m.cpu.mem.read(MAP, 65536)) == 255
+
+
 def test_counters_stay_at_255() -> None:
     source = """
         #include <coverage.h>
