@@ -265,6 +265,14 @@ ENVIRONMENT = {
 }
 
 
+def environment(**more: str) -> dict[str, str]:
+    """For AFL's tools. What is preloaded (make san) is for the target alone."""
+    found = {**os.environ, **ENVIRONMENT, **more}
+    preload = found.pop("LD_PRELOAD", "")
+    found.pop("ASAN_OPTIONS", None)  # AFL has its own
+    return found | ({"AFL_PRELOAD": preload} if preload else {})
+
+
 def tool(name: str) -> str:
     path = shutil.which(name)
     assert path, "tools/setup installs afl++"
@@ -282,7 +290,7 @@ def test_afl_fuzz_finds_the_crash(target, tmp_path, by) -> None:
             *(["@@"] if by == "@@" else []),
         ],
         cwd=tmp_path,
-        env={**os.environ, **ENVIRONMENT, "AFL_BENCH_UNTIL_CRASH": "1"},
+        env=environment(AFL_BENCH_UNTIL_CRASH="1"),
         capture_output=True,
         text=True,
         timeout=2 * LIMIT,
@@ -312,7 +320,7 @@ def test_afl_showmap(target, tmp_path) -> None:
             sys.executable, target, "@@",
         ],
         cwd=tmp_path,
-        env={**os.environ, **ENVIRONMENT},
+        env=environment(),
         capture_output=True,
         timeout=LIMIT,
         check=False,
