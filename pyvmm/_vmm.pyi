@@ -282,8 +282,10 @@ class Snapshot:
 
 # (gpa, len) of RAM
 _Piece = tuple[int, int]
-# (index, reason, flags, code, val, pc, found)
-_Turn = tuple[int, int, int, int, int, int, int]
+# kvm_regs, memory
+_Collected = tuple[bytes | None, bytes | None]
+# (index, reason, flags, code, val, pc, found, collected)
+_Turn = tuple[int, int, int, int, int, int, int, _Collected | None]
 
 @final
 class Replay:
@@ -305,6 +307,8 @@ class Replay:
         whole: bool = False,
         console: Console | None = None,
         blocks: Sequence[tuple[int, int, int]] = (),
+        take: Sequence[_Piece] = (),
+        registers: bool = False,
     ) -> Replay: ...
     @property
     def reached(self) -> list[int]: ...

@@ -553,6 +553,7 @@ class Machine:
         whole: bool = False,
         seconds: float | None = None,
         blocks: Iterable[Address] | None = None,
+        collect: Iterable[str | tuple[Address, int]] = (),
     ) -> Replay:
         """Run from a snapshot with each of many inputs, and iterate the cases.
 
@@ -571,7 +572,9 @@ class Machine:
         visit, by an int3 there until then. `blocks`: the addresses to do that
         at. `whole`: put back all of the vCPU's state each time rather than
         look at it after each 256 inputs, and do those again if it has changed.
-        `seconds`: when to stop at the latest.
+        `seconds`: when to stop at the latest. `collect`: what of the guest each
+        case is to show, registers by name and (address, size) of memory, 64
+        KiB in all: `case.collected`.
 
         Only the console may be used by the fast loop; a turn in which the
         guest uses another device is done in Python, as every turn is when a
@@ -595,6 +598,7 @@ class Machine:
             whole=whole,
             seconds=seconds,
             blocks=blocks,
+            collect=collect,
         )
 
     # -- debugging -----------------------------------------------------------

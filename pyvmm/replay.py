@@ -72,7 +72,9 @@ class Case:
 
     `data`: the input; `index`: its number, from 0 on; `reason` and `status` as
     a Stop has them; `address`: where the guest stood, or None; `new`: how many
-    bytes of the coverage map show something that no input before had. `stop`
+    bytes of the coverage map show something that no input before had;
+    `collected`: what `collect=` asked for, in its order, ints of registers and
+    bytes of memory. `stop`
     is the Stop with registers and all: the turn is done once more for it, on
     its machine, which restore() leaves where the case ended.
 
@@ -80,8 +82,8 @@ class Case:
     """
 
     __slots__ = (
-        "_replay", "_stop", "address", "data", "index", "new", "reason",
-        "status",
+        "_replay", "_stop", "address", "collected", "data", "index", "new",
+        "reason", "status",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +95,7 @@ class Case:
         status: int | None,
         address: int | None,
         new: int,
+        collected: list[int | bytes],
         stop: Stop | None = None,
     ) -> None:
         self._replay = replay
@@ -103,6 +106,7 @@ class Case:
         self.status = status
         self.address = address
         self.new = new
+        self.collected = collected
 
     @property
     def crashed(self) -> bool:
@@ -177,6 +181,7 @@ class Replay:
         whole: bool,
         seconds: float | None,
         blocks: Iterable[Address] | None = None,
+        collect: Iterable[str | tuple[Address, int]] = (),
     ) -> None:
         if report not in REPORTS:
             raise ValueError(f"report {report!r} is none of {[*REPORTS]}")
@@ -203,6 +208,7 @@ class Replay:
         self.max_size = max_size
         self._into = self._pieces(into, max_size)
         self._to = self._length(length)
+        self._collect = self._collection(collect)
         self._elsewhere = False  # the machine may be anywhere
         stops = self._stops()
         counters = self._map(None if coverage == BLOCKS else coverage)
@@ -231,6 +237,8 @@ class Replay:
             whole=whole,
             console=machine._console.native if machine._console else None,
             blocks=patches,
+            take=[piece for pieces in self._memory() for piece in pieces],
+            registers=any(isinstance(wanted, str) for wanted in self._collect),
         )
         self._batch = BATCH
         if self._alone:
@@ -251,6 +259,52 @@ class Replay:
                 f"into wants a max_size of 1 or more, not {max_size!r}"
             )
         return physical(self.machine, self._pointed(into), max_size)
+
+    def _collection(
+        self, collect: Iterable[str | tuple[Address, int]]
+    ) -> list[str | list[Piece]]:
+        """Each item as the name of a register or as pieces of RAM."""
+        if isinstance(collect, str):
+            raise TypeError(f"collect is a list, as in [{collect!r}]")
+        found: list[str | list[Piece]] = []
+        for item in collect:
+            if isinstance(item, tuple):
+                place, size = item
+                if not isinstance(size, int) or size < 1:
+                    raise ValueError(f"collect has a size of {size!r} bytes")
+                found.append(physical(self.machine, self._pointed(place), size))
+            elif item in x86.REGS or item in x86.PARTS:
+                found.append(item)
+            else:
+                raise ValueError(
+                    f"collect has {item!r}, which is no register; of memory it "
+                    "takes (address, size)"
+                )
+        return found
+
+    def _memory(self) -> list[list[Piece]]:
+        """What is to be collected of memory."""
+        return [each for each in self._collect if not isinstance(each, str)]
+
+    def _sorted(
+        self, regs: bytes | None, memory: bytes | None
+    ) -> list[int | bytes]:
+        """What was collected, in the order in which it was asked for."""
+        named: dict[str, int] = {}
+        if regs is not None:
+            values = x86.REGS_STRUCT.unpack(regs)
+            named = dict(zip(x86.REGS, values, strict=True))
+        found: list[int | bytes] = []
+        at = 0
+        for wanted in self._collect:
+            if isinstance(wanted, str):
+                name, shift, bits = x86.PARTS.get(wanted, (wanted, 0, 64))
+                found.append(named[name] >> shift & ((1 << bits) - 1))
+            else:
+                size = sum(piece[1] for piece in wanted)
+                found.append((memory or b"")[at : at + size])
+                at += size
+        return found
 
     def _pointed(self, place: Address) -> int:
         """A virtual address: "*rdi" is where the register points.
@@ -460,7 +514,7 @@ class Replay:
             self.machine.console.native.want(texts)
 
     def _case(self, index: int, turn: _vmm._Turn, data: bytes) -> Case:
-        number, reason, flags, code, value, pc, found = turn
+        number, reason, flags, code, value, pc, found, collected = turn
         status = None
         if flags & TIMEOUT:
             name = "until" if self._elapsed else "timeout"
@@ -474,16 +528,26 @@ class Replay:
             name = ENDS.get(reason, "unknown exit")
         if reason == _vmm.EXIT_STOP:
             status = value
-        return Case(self, index + number, data, name, status, pc or None, found)
+        return Case(
+            self, index + number, data, name, status, pc or None, found,
+            self._sorted(*collected) if collected is not None else [],
+        )  # fmt: skip
 
     def _do_in_python(self, index: int, data: bytes) -> Case:
         """A turn in which devices of Python's may take part."""
         stop = self.redo(data)
         found = 0 if self.machine.closed else self._native.look()
         address = stop.where.address if stop.where is not None else None
+        collected: list[int | bytes] = []
+        if self._collect and not self.machine.closed:
+            read = self.machine.memory.read
+            pieces = [read(*each) for part in self._memory() for each in part]
+            regs = self.machine.cpu.vcpu.get("regs")
+            collected = self._sorted(regs, b"".join(pieces))
         return Case(
-            self, index, data, stop.reason, stop.status, address, found, stop
-        )
+            self, index, data, stop.reason, stop.status, address, found,
+            collected, stop,
+        )  # fmt: skip
 
     def _go_back(self) -> None:
         """All is as in the snapshot, devices too."""

@@ -3,6 +3,8 @@
 #include "../vmm/replay.h"
 #include "vcpu.h"
 
+#define TAKE_MOST 65536U /* bytes of memory that each end may show */
+
 #define REPORT_NEWS 0 /* what is new, and what has gone wrong */
 #define REPORT_ALL  1
 #define REPORT_BAD  2 /* what has gone wrong */
@@ -148,12 +150,23 @@ fill_in(struct replay *self, PyObject *const *arg, double limit)
     struct vmm_replay *replay = &self->replay;
     int pieces = as_pieces(arg[0], "into", replay->piece);
     int maps = pieces < 0 ? -1 : as_pieces(arg[3], "map", replay->map);
+    int takes = maps < 0 ? -1 : as_pieces(arg[6], "take", replay->take);
+    uint64_t taken = 0;
 
-    if (maps < 0 || as_length(arg[1], replay) || as_stops(arg[2], replay) ||
+    if (takes < 0 || as_length(arg[1], replay) || as_stops(arg[2], replay) ||
         as_write(arg[4], &replay->until) || as_blocks(arg[5], replay))
         return -1;
     replay->pieces = (unsigned)pieces;
     replay->maps = (unsigned)maps;
+    replay->takes = (unsigned)takes;
+    for (int i = 0; i < takes; i++)
+        taken += vmm_min(replay->take[i].len, TAKE_MOST + 1);
+    if (taken > TAKE_MOST) {
+        PyErr_Format(PyExc_ValueError,
+                     "more than %u bytes are to be collected of each end",
+                     TAKE_MOST);
+        return -1;
+    }
     for (int i = 0; i < pieces; i++)
         replay->room += replay->piece[i].len;
     if (!(limit >= 0 && limit < 1e9)) {
@@ -188,14 +201,14 @@ static PyObject *
 replay_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "vcpu",  "snapshot", "into",    "length", "stops", "map",
-        "write", "exits",    "stop_sp", "limit",  "wants", "strict",
-        "whole", "console",  "blocks",  NULL};
+        "vcpu",  "snapshot", "into",    "length", "stops",     "map",
+        "write", "exits",    "stop_sp", "limit",  "wants",     "strict",
+        "whole", "console",  "blocks",  "take",   "registers", NULL};
     struct state *state = state_of(type);
     PyObject *vcpu, *snapshot, *console = Py_None, *empty = PyTuple_New(0);
-    PyObject *arg[6] = {empty, Py_None, empty, empty, Py_None, empty};
+    PyObject *arg[7] = {empty, Py_None, empty, empty, Py_None, empty, empty};
     unsigned long long exits = 0, stop_sp = 0;
-    int wants = 0, strict = 1, whole = 0;
+    int wants = 0, strict = 1, whole = 0, registers = 0;
     struct native native = {0};
     struct replay *self = NULL;
     double limit = 0;
@@ -203,10 +216,10 @@ replay_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
     ok = empty &&
          PyArg_ParseTupleAndKeywords(
-             args, kwargs, "O!O|$OOOOOKKdpppOO:Replay", KEYWORDS(names),
+             args, kwargs, "O!O|$OOOOOKKdpppOOOp:Replay", KEYWORDS(names),
              state->vcpu_type, &vcpu, &snapshot, &arg[0], &arg[1], &arg[2],
              &arg[3], &arg[4], &exits, &stop_sp, &limit, &wants, &strict,
-             &whole, &console, &arg[5]) &&
+             &whole, &console, &arg[5], &arg[6], &registers) &&
          quiet_vcpu(vcpu) && snapshot_check(state, snapshot);
     if (ok && console != Py_None && !console_native(state, console, &native)) {
         if (!PyErr_Occurred())
@@ -228,6 +241,7 @@ replay_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         self->replay.wants = wants && native.dev;
         self->replay.strict = strict;
         self->replay.whole = whole;
+        self->replay.want_regs = registers;
         if (fill_in(self, arg, limit) || start(self))
             Py_CLEAR(self);
     }
@@ -308,11 +322,28 @@ is_reported(const struct vmm_turn *turn, int report)
     return report == REPORT_NEWS && (turn->flags & VMM_TURN_NEW);
 }
 
-/* (index, reason, flags, code, val, pc, found) of those that are reported. */
-static int
-report_turns(PyObject *list, Py_ssize_t first, const struct vmm_turn *turn,
-             int count, int report)
+/* What was collected of an end: kvm_regs and memory, each bytes or None. */
+static PyObject *
+collected(const struct replay *self, const struct vmm_turn *turn)
 {
+    bool there = !(turn->flags & VMM_TURN_OWNER);
+    Py_ssize_t regs = sizeof turn->regs;
+    Py_ssize_t len = (Py_ssize_t)self->replay.take_len;
+
+    return Py_BuildValue(
+        "y#y#",
+        there && self->replay.want_regs ? (const char *)&turn->regs : NULL,
+        regs, there && len ? (const char *)turn->taken : NULL, len);
+}
+
+/* (index, reason, flags, code, val, pc, found, collected) of those that are
+ * reported; the last is None or what collected() makes. */
+static int
+report_turns(const struct replay *self, PyObject *list, Py_ssize_t first,
+             const struct vmm_turn *turn, int count, int report)
+{
+    bool collects = self->replay.want_regs || self->replay.takes;
+
     for (int i = 0; i < count; i++) {
         const struct vmm_turn *t = &turn[i];
         PyObject *item;
@@ -320,10 +351,11 @@ report_turns(PyObject *list, Py_ssize_t first, const struct vmm_turn *turn,
 
         if (!is_reported(t, report))
             continue;
-        item = Py_BuildValue("niIKKKI", first + i, (int)t->reason, t->flags,
-                             (unsigned long long)t->code,
-                             (unsigned long long)t->val,
-                             (unsigned long long)t->pc, t->found);
+        item = Py_BuildValue(
+            "niIKKKIN", first + i, (int)t->reason, t->flags,
+            (unsigned long long)t->code, (unsigned long long)t->val,
+            (unsigned long long)t->pc, t->found,
+            collects ? collected(self, t) : Py_NewRef(Py_None));
         err = item ? PyList_Append(list, item) : -1;
         Py_XDECREF(item);
         if (err)
@@ -394,10 +426,9 @@ run_batch(struct replay *self, const struct vmm_input *input, unsigned count,
 
 static Py_ssize_t
 run_all(struct replay *self, PyObject *tuple, Py_ssize_t first, int report,
-        PyObject *list)
+        PyObject *list, struct vmm_turn *turn)
 {
     struct vmm_input input[VMM_REPLAY_BATCH];
-    struct vmm_turn turn[VMM_REPLAY_BATCH];
     Py_ssize_t count = PyTuple_GET_SIZE(tuple), at = first;
 
     while (at < count) {
@@ -407,13 +438,29 @@ run_all(struct replay *self, PyObject *tuple, Py_ssize_t first, int report,
         if (borrow(self, tuple, at, most, input))
             return -1;
         done = run_batch(self, input, most, turn);
-        if (done < 0 || report_turns(list, at, turn, done, report))
+        if (done < 0 || report_turns(self, list, at, turn, done, report))
             return -1;
         at += done;
         if (!done || self->replay.touched)
             break;
     }
     return at;
+}
+
+/* Room for the turns of a batch, with what is collected of each behind them;
+ * to be freed. NULL with an exception. */
+static struct vmm_turn *
+make_turns(const struct replay *self)
+{
+    size_t len = self->replay.take_len;
+    struct vmm_turn *turn = PyMem_Calloc(VMM_REPLAY_BATCH, sizeof *turn + len);
+    uint8_t *taken = (uint8_t *)(turn + VMM_REPLAY_BATCH);
+
+    if (!turn)
+        PyErr_NoMemory();
+    for (unsigned i = 0; turn && len && i < VMM_REPLAY_BATCH; i++)
+        turn[i].taken = taken + i * len;
+    return turn;
 }
 
 PyDoc_STRVAR(
@@ -423,8 +470,10 @@ PyDoc_STRVAR(
     "`inputs`: a sequence of bytes. `next` is the first one not done: after a "
     "kick, or behind\na turn that has used a device, whose state is then to be "
     "put back (`touched`). `turns`:\na list of (index, reason, flags, code, "
-    "val, pc, found) of those that `report` wants: 0\nwhat is new or bad, 1 "
-    "all, 2 what is bad.");
+    "val, pc, found, collected) of those that `report`\nwants: 0 what is new "
+    "or "
+    "bad, 1 all, 2 what is bad. `collected`: None, or bytes\nof kvm_regs and "
+    "of memory, each None unless it was asked for and the turn finished.");
 
 static PyObject *
 replay_run(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -432,6 +481,7 @@ replay_run(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     struct replay *self = open_replay(op);
     struct vmm_vcpu *previous;
     PyObject *tuple, *list, *ret = NULL;
+    struct vmm_turn *turn;
     uint64_t first, report;
     Py_ssize_t next;
     int err;
@@ -445,8 +495,10 @@ replay_run(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
                             self->vcpu->cpu.index);
     tuple = PySequence_Tuple(args[0]);
     list = tuple ? PyList_New(0) : NULL;
-    if (!list) {
+    turn = list ? make_turns(self) : NULL;
+    if (!turn) {
         Py_XDECREF(tuple);
+        Py_XDECREF(list);
         return NULL;
     }
     err = tick_enter(&self->vcpu->cpu, &previous);
@@ -458,7 +510,7 @@ replay_run(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         Py_INCREF(op);
         self->vcpu->runner = PyThread_get_thread_ident();
         tick_arm(limit_ns ? vmm_min(limit_ns, TICK_FIRST_NS) : TICK_FIRST_NS);
-        next = run_all(self, tuple, (Py_ssize_t)first, (int)report, list);
+        next = run_all(self, tuple, (Py_ssize_t)first, (int)report, list, turn);
         tick_leave(&self->vcpu->cpu, previous);
         self->vcpu->runner = 0;
         if (next >= 0)
@@ -467,6 +519,7 @@ replay_run(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
             vcpu_close(self->vcpu);
         Py_DECREF(op);
     }
+    PyMem_Free(turn);
     Py_DECREF(tuple);
     Py_DECREF(list);
     return ret;
@@ -699,7 +752,7 @@ PyDoc_STRVAR(
     replay_doc,
     "Replay(vcpu, snapshot, *, into=(), length=None, stops=(), map=(), "
     "write=None, exits=0, stop_sp=0, limit=0.0, wants=False, strict=True, "
-    "whole=False, console=None, blocks=())\n--\n\n"
+    "whole=False, console=None, blocks=(), take=(), registers=False)\n--\n\n"
     "The reset loop: from a snapshot, with an input, to an end, and again.\n\n"
     "`into`, `map`: pieces of RAM, (gpa, len) each. `length`: where an input's "
     "length goes, a\nregister by its number in struct kvm_regs or (gpa, len). "
@@ -710,7 +763,9 @@ PyDoc_STRVAR(
     "itself. `whole`: put back all of the state each time instead of\nlooking "
     "at "
     "it behind each 256 turns (csrc/vmm/replay.h). `blocks`: (address, gpa, "
-    "byte) each, at\nwhich the snapshot has an int3. Raises ValueError, "
+    "byte) each, at\nwhich the snapshot has an int3. `take`: pieces of RAM, 64 "
+    "KiB at most, and "
+    "`registers`:\nwhat is collected of each end. Raises ValueError, "
     "OSError.\n\nThreads: one.");
 
 static PyType_Slot replay_slots[] = {

@@ -46,13 +46,19 @@ check(struct vmm_replay *replay)
     if (replay->vm->mem->at != replay->snap || replay->vm->vcpus != 1)
         return -EXDEV;
     if (replay->stops > 4 || replay->pieces > VMM_REPLAY_PARTS ||
-        replay->maps > VMM_REPLAY_PARTS || replay->length_reg > 17 ||
-        replay->length.len > 8)
+        replay->maps > VMM_REPLAY_PARTS || replay->takes > VMM_REPLAY_PARTS ||
+        replay->length_reg > 17 || replay->length.len > 8)
         return -EINVAL;
     for (unsigned i = 0; i < replay->pieces; i++) {
         if (!inside(replay, &replay->piece[i]))
             return -EINVAL;
         room += replay->piece[i].len;
+    }
+    replay->take_len = 0;
+    for (unsigned i = 0; i < replay->takes; i++) {
+        if (!inside(replay, &replay->take[i]))
+            return -EINVAL;
+        replay->take_len += replay->take[i].len;
     }
     if (room < replay->room ||
         (replay->length.len && !inside(replay, &replay->length)))
@@ -619,6 +625,23 @@ vmm_replay_look(struct vmm_replay *replay, uint32_t *found)
     return err;
 }
 
+/* What the caller wants of a machine that stands at an end. */
+static int
+collect(struct vmm_replay *replay, struct vmm_turn *turn)
+{
+    uint8_t *to = turn->taken;
+    int err = 0;
+
+    if (replay->want_regs)
+        err = vmm_vcpu_get_regs(replay->cpu, &turn->regs);
+    for (unsigned i = 0; !err && to && i < replay->takes; i++) {
+        err = vmm_mem_read(replay->vm->mem, replay->take[i].gpa, to,
+                           replay->take[i].len);
+        to += replay->take[i].len;
+    }
+    return err;
+}
+
 /* One turn, or the rest of one. 1: interrupted, in the middle of it. */
 static int
 do_turn(struct vmm_replay *replay, const struct vmm_input *input, bool whole,
@@ -629,7 +652,7 @@ do_turn(struct vmm_replay *replay, const struct vmm_input *input, bool whole,
     int err;
 
     if (!replay->middle) {
-        memset(turn, 0, sizeof *turn);
+        *turn = (struct vmm_turn){.taken = turn->taken};
         err = begin(replay, input, whole);
         if (err)
             return err;
@@ -640,7 +663,7 @@ do_turn(struct vmm_replay *replay, const struct vmm_input *input, bool whole,
         replay->began_ns = replay->limit_ns ? vmm_now_ns() : 0;
         replay->turns++;
     }
-    if (replay->stop_sp)
+    if (replay->stop_sp || replay->want_regs)
         cpu->run->kvm_valid_regs = replay->vm->kvm->sync_regs;
     err = run_turn(replay, turn, kicked);
     cpu->run->kvm_valid_regs = 0;
@@ -653,7 +676,7 @@ do_turn(struct vmm_replay *replay, const struct vmm_input *input, bool whole,
     turn->found += found;
     if (turn->found)
         turn->flags |= VMM_TURN_NEW;
-    return err;
+    return err ? err : collect(replay, turn);
 }
 
 /* -- batches --------------------------------------------------------------- */

@@ -75,9 +75,11 @@ struct vmm_block {
 struct vmm_turn {
     enum vmm_exit_reason reason; /* INTR: see the flags */
     unsigned flags;
-    uint64_t code, val; /* of the exit: value for STOP, suberror, ... */
-    uint64_t pc;        /* where; 0: not known */
-    uint32_t found;     /* bytes of the map that show something new; blocks */
+    uint64_t code, val;   /* of the exit: value for STOP, suberror, ... */
+    uint64_t pc;          /* where; 0: not known */
+    uint32_t found;       /* bytes of the map that show something new; blocks */
+    struct kvm_regs regs; /* with want_regs */
+    uint8_t *taken;       /* the caller's room for take_len bytes, or NULL */
 };
 
 struct vmm_replay {
@@ -116,6 +118,12 @@ struct vmm_replay {
     unsigned blocks;
     unsigned *reached; /* by number, in their order: room for all of them */
     unsigned reached_count;
+
+    /* What is noted of each end, but of one that was not finished. */
+    bool want_regs;
+    struct vmm_piece take[VMM_REPLAY_PARTS];
+    unsigned takes;
+    uint64_t take_len;
 
     bool whole;
     const char *why; /* what has made it so, or NULL */

@@ -139,6 +139,38 @@ def test_coverage_goes_on_where_it_was(target) -> None:
         second.unseen = first.unseen
 
 
+def test_collected(target) -> None:
+    """Registers and memory at each end, without another turn."""
+    inputs = [bytes([97 + i % 3]) * (i % 4) for i in range(600)]
+    wanted = ["eax", ("buf", 4), ("calls", 4), "al"]
+    with target.replay(inputs, collect=wanted) as replay:
+        cases = list(replay)
+        assert replay.turns == len(inputs)
+    for case in cases:
+        total = sum(case.data) + 1
+        assert case.collected == [
+            total, case.data.ljust(4, b"\0")[:4], b"\1\0\0\0", total & 0xFF,
+        ]  # fmt: skip
+
+
+def test_collected_of_a_turn_in_python() -> None:
+    source = """
+        mov eax, [0xd0000000]
+        add eax, [0x200000]
+        mov [0x200004], eax
+        out 0xf4, al
+    """
+    with pyvmm.Machine() as m:
+        m.attach(Adder(), mmio=0xD000_0000).total = 1
+        m.load(asm=source)
+        place = {"into": 0x20_0000, "max_size": 1}
+        options = {"report": "all", "collect": [(0x20_0004, 4), "rax"]}
+        cases = list(m.replay(m.snapshot(), [b"a", b"b"], **place, **options))
+        assert [case.collected for case in cases] == [
+            [b"b\0\0\0", 98], [b"c\0\0\0", 99],
+        ]  # fmt: skip
+
+
 def test_stop_shows_the_guest(target) -> None:
     """Lazily: the turn is done once more, and the machine stands there."""
     m = target.m
@@ -450,6 +482,10 @@ def test_news_of_a_turn_that_was_given_up(target, blocks) -> None:
         ({"coverage": (0xFFF0_0000, 8)}, ValueError, "outside RAM"),
         ({"until": ["main"] * 1 + [1, 2, 3, 4]}, ValueError, "4 debug reg"),
         ({"timeout": -1}, ValueError, "timeout -1"),
+        ({"collect": ["eaz"]}, ValueError, "'eaz', which is no register"),
+        ({"collect": "eax"}, TypeError, "collect is a list"),
+        ({"collect": [("buf", 0)]}, ValueError, "size of 0 bytes"),
+        ({"collect": [("buf", 65537)]}, ValueError, "more than 65536 bytes"),
     ],
 )
 def test_bad_arguments(target, options, error, words) -> None:
