@@ -40,7 +40,11 @@ SDK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sdk")
 INCLUDE = os.path.join(SDK, "include")
 LIB = os.path.join(SDK, "lib")
 LINK_SCRIPT = os.path.join(LIB, "link.ld")
-COVERAGE = f"@{os.path.join(LIB, 'coverage.flags')}"
+# What coverage= takes: options of the compiler, in a file.
+COVERAGE = {
+    True: f"@{os.path.join(LIB, 'coverage.flags')}",
+    "compare": f"@{os.path.join(LIB, 'compare.flags')}",
+}
 
 # Mode: option of the compiler.
 COMPILER = {"protected": "-m32", "user": "-m64"}
@@ -75,7 +79,7 @@ def build(
     flags: Iterable[str] = (),
     script: Name | None = None,
     compiler: str | None = None,
-    coverage: bool = False,
+    coverage: bool | str = False,
     out: Name | None = None,
 ) -> str:
     """Build a guest of C and assembly on the guest SDK; the ELF file's path.
@@ -85,8 +89,9 @@ def build(
     `include`: folders with headers. `flags`: further options of the compiler.
     `script`: a linker script in place of the SDK's. `compiler`: gcc or clang,
     by name or path; otherwise $CC, else the one that is installed. `coverage`:
-    count the edges that the sources take (`coverage.h`), for replay(). `out`:
-    put a copy there, and return that path.
+    count the edges that the sources take (`coverage.h`), for replay();
+    "compare": and how far comparisons of integers get. `out`: put a copy there,
+    and return that path.
 
     Raises CompileError with the compiler's words, Error when there is no
     compiler, OSError for a file that cannot be read, ValueError and TypeError
@@ -100,7 +105,9 @@ def build(
             raise ValueError(
                 f"{path!r} is none of {', '.join(SOURCES + OBJECTS)}"
             )
-    more = [COVERAGE, *flags] if coverage else flags
+    if isinstance(flags, str):
+        raise TypeError("flags and include are lists of str")
+    more = [*coverage_flags(coverage), *flags]
     built = Build(mode, include, more, script, compiler)
     objects = [
         path if path.endswith(OBJECTS) else built.compile(path)
@@ -115,10 +122,10 @@ def build(
 
 
 def build_text(
-    source: str, mode: str = "protected", coverage: bool = False
+    source: str, mode: str = "protected", coverage: bool | str = False
 ) -> bytes:
     """An ELF file of the C program in `source`; raises as build()."""
-    built = Build(mode, flags=[COVERAGE] if coverage else [])
+    built = Build(mode, flags=coverage_flags(coverage))
     image = built.link([built.compile("-", source)], "snippet")
     with open(image, "rb") as file:
         return file.read()
@@ -283,7 +290,20 @@ class Build:
 
 def is_for_compiler(flag: str) -> bool:
     """Whether a linker would add a library of its own for the host to that."""
-    return flag in (COVERAGE, *COUNTERS) or flag.startswith("-fsanitize")
+    return (
+        flag in COUNTERS
+        or flag in COVERAGE.values()
+        or flag.startswith("-fsanitize")
+    )
+
+
+def coverage_flags(coverage: bool | str) -> list[str]:
+    """What a compiler is told for coverage=; ValueError."""
+    if not coverage:
+        return []
+    if coverage not in COVERAGE:
+        raise ValueError(f"coverage {coverage!r} is neither True nor 'compare'")
+    return [COVERAGE[coverage]]
 
 
 # -- tools -------------------------------------------------------------------

@@ -138,7 +138,7 @@ def make_image(
     at: int | None,
     mode: str | None,
     entry: Address | None,
-    coverage: bool = False,
+    coverage: bool | str = False,
 ) -> Image:
     """The image that load()'s arguments describe.
 

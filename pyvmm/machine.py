@@ -217,7 +217,7 @@ class Machine:
         entry: Address | None = None,
         initrd: str | PathLike[str] | Buffer | None = None,
         cmdline: str | None = None,
-        coverage: bool = False,
+        coverage: bool | str = False,
     ) -> None:
         """What the guest shall run: one of an ELF file, a snippet, raw bytes.
 
@@ -229,7 +229,8 @@ class Machine:
         the CPU at the entry: "real", "protected" (32-bit, the default), "long"
         (64-bit, ring 0) or "user" (64-bit, ring 3). `entry`: where it starts.
         `initrd`: path or bytes, put into RAM. `cmdline` replaces m.cmdline.
-        `coverage`: a C program counts the edges that it takes, for replay().
+        `coverage`: a C program counts the edges that it takes, for replay();
+        "compare": also how many bytes of its comparisons were equal.
 
         All is checked at once against the memory described so far; raises
         ValueError, and RuntimeError when the guest has run already.

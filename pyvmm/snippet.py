@@ -73,11 +73,12 @@ def assemble(source: str, mode: str, at: int) -> bytes:
             return file.read()
 
 
-def compile_c(source: str, mode: str, coverage: bool = False) -> bytes:
+def compile_c(source: str, mode: str, coverage: bool | str = False) -> bytes:
     """An ELF file of the C program and the guest runtime (`runtime.h`).
 
     `mode`: "protected", 32-bit in ring 0, or "user", 64-bit in ring 3.
-    `coverage`: count the program's edges, the runtime's not (`coverage.h`).
+    `coverage`: count the program's edges, the runtime's not (`coverage.h`);
+    "compare": and how far its comparisons of integers get.
     Raises Error with the compiler's words.
     """
     from .guest import build_text

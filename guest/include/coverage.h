@@ -13,9 +13,13 @@
  * of one block is not zero. Different edges may share one. Counters stay at
  * 255. With several vCPUs, or handlers that interrupt, edges of both mix.
  *
- * gcc and clang: -fsanitize-coverage=trace-pc. clang also has trace-pc-guard,
- * which tells edges apart itself: counters are then given in the order of the
- * image, and are shared only beyond 65536.
+ * With lib/compare.flags each comparison of integers counts as well, by how
+ * many of their bytes are equal: an input that has one byte more of a magic
+ * number is then one that got further. That takes as long again.
+ *
+ * gcc and clang: -fsanitize-coverage=trace-pc,trace-cmp. clang also has
+ * trace-pc-guard, which tells edges apart itself: counters are then given in
+ * the order of the image, and are shared only beyond 65536.
  */
 #ifndef GUEST_COVERAGE_H
 #define GUEST_COVERAGE_H
@@ -41,6 +45,15 @@ extern unsigned char pyvmm_coverage[COVERAGE_SIZE];
 
 /* What compilers call. */
 void __sanitizer_cov_trace_pc(void);
+void __sanitizer_cov_trace_cmp1(uint8_t a, uint8_t b);
+void __sanitizer_cov_trace_cmp2(uint16_t a, uint16_t b);
+void __sanitizer_cov_trace_cmp4(uint32_t a, uint32_t b);
+void __sanitizer_cov_trace_cmp8(uint64_t a, uint64_t b);
+void __sanitizer_cov_trace_const_cmp1(uint8_t a, uint8_t b);
+void __sanitizer_cov_trace_const_cmp2(uint16_t a, uint16_t b);
+void __sanitizer_cov_trace_const_cmp4(uint32_t a, uint32_t b);
+void __sanitizer_cov_trace_const_cmp8(uint64_t a, uint64_t b);
+void __sanitizer_cov_trace_switch(uint64_t value, const uint64_t *cases);
 void __sanitizer_cov_trace_pc_guard(uint32_t *guard);
 void __sanitizer_cov_trace_pc_guard_init(uint32_t *start, uint32_t *stop);
 

@@ -66,6 +66,7 @@ def test_deeper_is_new(mode) -> None:
     [
         {"coverage": True},
         {"flags": ["-fsanitize-coverage=edge,trace-pc-guard"]},
+        {"coverage": "compare"},
     ],
 )
 @pytest.mark.parametrize("mode", ["protected", "user"])
@@ -76,6 +77,57 @@ def test_clang_has_two_ways(tmp_path, how, mode) -> None:
     with pyvmm.Machine(memory="16M") as m:
         m.load(image)
         check_deeper(m)
+
+
+MAGIC = r"""
+#include <runtime.h>
+
+char buf[16];
+
+int main(void)
+{
+    uint32_t word;
+
+    print("ready\n");
+    memcpy(&word, buf, 4);
+    if (word == 0x6d767970)
+        return 1;
+    switch (*(uint16_t *)(buf + 4)) {
+    case 0x1234: return 2;
+    case 0x5678: return 3;
+    case 0x9abc: return 4;
+    case 0xdef0: return 5;
+    case 0x4321: return 6;
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("mode", ["protected", "user"])
+def test_a_magic_number_is_found_by_its_bytes(mode) -> None:
+    with pyvmm.Machine(memory="16M") as m:
+        m.load(c=MAGIC, mode=mode, coverage="compare")
+        m.run(until=pyvmm.printed("ready\n"), timeout=5)
+        snap = m.snapshot()
+        options = {"into": "buf", "max_size": 8, "coverage": "edges"}
+        nearer = [b"....", b"p...", b"py..", b"pyv.", b".yv.", b"pyvm"]
+        nearer += [b"....\x34"]  # of a case
+        cases = list(m.replay(snap, nearer, **options))
+        assert [case.data for case in cases] == [
+            data for data in nearer if data != b".yv."
+        ]
+        corpus = pyvmm.Corpus(b"hello, w", seed=1)
+        for case in m.replay(snap, corpus, **options):
+            corpus.add(case.data)
+            if case.status == 1:
+                break
+        assert case.data[:4] == b"pyvm"
+
+
+def test_bad_coverage() -> None:
+    with pyvmm.Machine() as m, pytest.raises(ValueError, match="neither True"):
+        m.load(c=NESTED, coverage="edges")
 
 
 def test_what_was_counted_before_is_forgotten() -> None:
