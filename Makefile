@@ -80,7 +80,12 @@ check-more: $(SETUP)
 	$(MAKE) fuzz
 
 # The Python tests run on a copy of the package made of links, but for the
-# extension. Interpreters leak by design: leaks are left to the C tests.
+# extension. Interpreters leak by design: leaks are left to the C tests. Tests
+# that are about processes of pytest and the like show nothing more here.
+OF_PROCESSES := $(addprefix tests/,unit/test_core.py unit/test_package.py \
+	$(addprefix kvm/test_,campaign_dask.py guest_coverage.py guest_tests.py \
+	guest_tests_page.py plugin_others.py project.py testing_page.py))
+
 san: build ## all tests with the address and undefined sanitizers
 	@$(MAKE) B=build/san WERROR=-Werror SAN="$(SANITIZE)" tests-c ext
 	@rm -rf build/san/site && mkdir -p build/san/site/pyvmm
@@ -91,7 +96,7 @@ san: build ## all tests with the address and undefined sanitizers
 	    LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) \
 	    ASAN_OPTIONS=detect_leaks=0 \
 	    $(VENV)/python3 -m pytest -q --sanitized $(T) tests/unit tests/kvm \
-	    --ignore tests/unit/test_core.py --ignore tests/unit/test_package.py
+	    $(OF_PROCESSES:%=--ignore=%)
 
 fuzz: ## each fuzz target for FUZZ_SECONDS
 	@tools/setup --check
