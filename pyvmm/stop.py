@@ -38,16 +38,34 @@ class Registers:
     order of `x86.SEGMENT`; read only.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ("_all", "_regs", "_sregs")
 
     def __init__(self, regs: bytes, sregs: bytes) -> None:
-        values: dict[str, object] = dict(
-            zip(x86.REGS, x86.REGS_STRUCT.unpack(regs), strict=True)
-        )
-        for name, (at, layout) in x86.SREGS.items():
-            fields = layout.unpack_from(sregs, at)
-            values[name] = fields[0] if len(fields) == 1 else fields
-        self._values = values
+        # Taken apart when somebody looks: each end of a run makes one.
+        self._regs = regs
+        self._sregs = sregs
+        self._all: dict[str, object] | None = None
+
+    def _find(self, name: str) -> object:
+        """One value; KeyError."""
+        if self._all is not None:
+            return self._all[name]
+        if name in x86.SREGS:
+            at, layout = x86.SREGS[name]
+            fields = layout.unpack_from(self._sregs, at)
+            return fields[0] if len(fields) == 1 else fields
+        if name not in x86.REGS:
+            raise KeyError(name)
+        at = 8 * x86.REGS.index(name)
+        return int.from_bytes(self._regs[at : at + 8], "little")
+
+    @property
+    def _values(self) -> dict[str, object]:
+        """All of them, by name."""
+        if self._all is None:
+            names = (*x86.REGS, *x86.SREGS)
+            self._all = {name: self._find(name) for name in names}
+        return self._all
 
     def __getattr__(self, name: str) -> int:
         if name.startswith("__"):
@@ -61,7 +79,7 @@ class Registers:
             raise AttributeError(f"no register {name!r}") from None
 
     def __getitem__(self, name: str) -> int:
-        return self._values[name]  # type: ignore[return-value]
+        return self._find(name)  # type: ignore[return-value]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -72,7 +90,7 @@ class Registers:
     def segment(self, name: str) -> dict[str, int]:
         """The fields of a segment register, gdt or idt by name."""
         fields = x86.SEGMENT if name in x86.SEGMENTS else x86.DTABLE
-        values: tuple[int, ...] = self._values[name]  # type: ignore[assignment]
+        values: tuple[int, ...] = self._find(name)  # type: ignore[assignment]
         return dict(zip(fields, values, strict=True))
 
     @property
@@ -99,7 +117,7 @@ class Registers:
         return self._values
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self._values = state
+        self._all = state
 
     def __str__(self) -> str:
         return "\n".join(register_lines(self, set()))
