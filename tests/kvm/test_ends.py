@@ -59,7 +59,7 @@ def test_from_a_method(end) -> None:
 def test_on_the_thread_of_another_vcpu(end, until) -> None:
     """The Stop shows the vCPU that did it, whichever came out first."""
     with machine(lambda m, value: ENDS[end](m), cpus=4) as m:
-        ap = "lock inc byte ptr [0x9000]; cmp byte ptr [0x9000], 3; jne w;"
+        ap = "mov cl, 1; lock xadd [0x9000], cl; cmp cl, 2; jne w;"
         load_all(
             m, "w: jmp w; never: nop", ap + "mov al, 1; out 0x80, al; w: jmp w"
         )
