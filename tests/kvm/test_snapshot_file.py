@@ -891,7 +891,6 @@ PLAIN = {"PATH": os.environ["PATH"], "HOME": "/"}
 # -- for debuggers -------------------------------------------------------------
 
 
-@pytest.mark.skipif(not shutil.which("gdb"), reason="there is no gdb here")
 def test_gdb_reads_it(path: Path) -> None:
     with make(cpus=2) as m:
         m.run(timeout=20)
@@ -908,7 +907,6 @@ def test_gdb_reads_it(path: Path) -> None:
     assert "warning" not in (done.stdout + done.stderr).lower()
 
 
-@pytest.mark.skipif(not shutil.which("gdb"), reason="there is no gdb here")
 def test_gdb_reads_virtual_addresses(path: Path) -> None:
     """Memory that is mapped elsewhere, and over what is there otherwise."""
     with pyvmm.Machine() as m:
