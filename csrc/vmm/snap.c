@@ -150,22 +150,12 @@ int
 vmm_snap_chips_differ(struct vmm_vm *vm, const struct vmm_snap *snap,
                       bool *differ)
 {
-    int err = 0;
+    struct vmm_snap now = {0};
+    int err = save_vm(vm, &now);
 
-    *differ = false;
-    for (unsigned i = 0; !err && snap->irqchip && i < 3; i++) {
-        struct kvm_irqchip chip = {.chip_id = i};
-
-        err = vm_ioctl(vm, KVM_GET_IRQCHIP, &chip, "KVM_GET_IRQCHIP");
-        *differ = *differ || memcmp(&chip.chip, &snap->chip[i].chip,
-                                    sizeof chip.chip) != 0;
-    }
-    if (!err && snap->pit) {
-        struct kvm_pit_state2 pit = {0};
-
-        err = vm_ioctl(vm, KVM_GET_PIT2, &pit, "KVM_GET_PIT2");
-        *differ = *differ || memcmp(&pit, &snap->pit_state, sizeof pit) != 0;
-    }
+    *differ =
+        memcmp(now.chip, snap->chip, sizeof now.chip) != 0 ||
+        memcmp(&now.pit_state, &snap->pit_state, sizeof now.pit_state) != 0;
     return err;
 }
 
