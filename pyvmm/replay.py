@@ -138,7 +138,7 @@ class Case:
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, self.name())
         if not os.path.exists(path):
-            self.restore()
+            # name() has left the machine where the case ended.
             self._replay.machine.snapshot().save(path + ".core")
             self._replay.machine.restore(self._replay.snap)
             write_whole(path, self.data)
