@@ -10,7 +10,7 @@ from time import perf_counter_ns
 
 import pyvmm
 
-from .create import AT_ONCE, KEPT, close_all, cold, sample
+from .create import AT_ONCE, close_all, cold, machine, sample, to_exit
 from .measure import Figure, Step
 from .table import Row
 
@@ -31,28 +31,12 @@ def save(path: Path) -> None:
 
 
 def loading(path: Path) -> Step:
-    def step() -> float:
-        start = perf_counter_ns()
-        m = pyvmm.Snapshot.load(path).machine()
-        stop = m.run()
-        took = perf_counter_ns() - start
-        if stop.status != 7:
-            raise RuntimeError(f"the guest ended otherwise: {stop}")
-        KEPT.append(m)
-        return took
-
-    return step
+    return lambda: to_exit(lambda: pyvmm.Snapshot.load(path).machine())
 
 
 def plain() -> float:
     """A machine of that size which is not of a file."""
-    start = perf_counter_ns()
-    m = pyvmm.Machine(memory=SIZE)
-    m.load(raw=b"\xb0\x07\xe6\xf4\xf4")
-    m.run()
-    took = perf_counter_ns() - start
-    KEPT.append(m)
-    return took
+    return to_exit(lambda: machine(SIZE))
 
 
 def load(effort: float) -> Iterator[Row]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from turns import Target
 
 import pyvmm
 from pyvmm import blocks
@@ -43,31 +44,13 @@ int main(void) { return parse(buf, 0); }
 DEEPER = [b"", b"....", b"D...", b"DE..", b"DEE.", b"DEEP"]
 
 
-class Target:
-    """A machine that stands before parse()."""
-
-    def __init__(self) -> None:
-        self.m = pyvmm.Machine(memory="16M")
-        self.m.load(c=GUEST)
-        self.m.run(until="parse", timeout=10)
-        self.snap = self.m.snapshot()
-        self.length = (self.m.cpu.esp + 8, 4)
-
-    def replay(self, inputs, **options):
-        given = {
-            "into": "buf",
-            "length": self.length,
-            "max_size": 64,
-            "until": "return",
-            "timeout": 0.05,
-            "coverage": "blocks",
-        }
-        return self.m.replay(self.snap, inputs, **given | options)
+def make() -> Target:
+    return Target(GUEST, timeout=0.05, coverage="blocks")
 
 
 @pytest.fixture(scope="module")
 def booted() -> Iterator[Target]:
-    booted = Target()
+    booted = make()
     yield booted
     booted.m.close()
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from turns import Target
 
 import pyvmm
 
@@ -51,32 +52,13 @@ ENDS = [
 ]  # fmt: skip
 
 
-class Target:
-    """A machine that stands before parse()."""
-
-    def __init__(self) -> None:
-        self.m = pyvmm.Machine(memory="16M")
-        self.m.load(c=PARSER)
-        self.m.run(until="parse", timeout=5)
-        self.snap = self.m.snapshot()
-        self.length = (self.m.cpu.rsp + 8, 4)
-
-    def replay(self, inputs, **options):
-        given = {
-            "into": "buf",
-            "length": self.length,
-            "max_size": 64,
-            "until": "return",
-            "timeout": 1.0,
-            "coverage": "edges",
-            "report": "all",
-        }
-        return self.m.replay(self.snap, inputs, **given | options)
+def make() -> Target:
+    return Target(PARSER, timeout=1.0, coverage="edges", report="all")
 
 
 @pytest.fixture(scope="module")
 def booted() -> Iterator[Target]:
-    booted = Target()
+    booted = make()
     yield booted
     booted.m.close()
 
@@ -402,7 +384,7 @@ def test_time_is_over(target) -> None:
 
 
 def test_closed_meanwhile() -> None:
-    target = Target()
+    target = make()
     replay = target.replay([b"aa"] * 3000)
     next(replay)
     target.m.close()
